@@ -1,0 +1,84 @@
+"""Every error this project raises on purpose.
+
+::
+
+    UDRError                     anything below; the command line prints it as one line and exits 2
+    ├── ConfigError              a setting is missing, misspelt or out of range (file, key, allowed values)
+    ├── UnknownNameError         a name that no registry holds (lists the near ones)
+    ├── DataError                a row or file of data that cannot be used (file:line)
+    ├── MissingDependencyError   an optional package is absent (names the extra to install)
+    ├── ArtifactError            a saved artifact is absent, incomplete or damaged
+    ├── FingerprintMismatch      vectors or scores made by another model than the one in hand
+    ├── IndexNotReady            a search before anything was indexed
+    ├── PromptTooLong            text that cannot fit the token budget or the LM's context
+    └── ScorerUnavailable        the language model cannot be loaded or reached
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "ArtifactError",
+    "ConfigError",
+    "DataError",
+    "FingerprintMismatch",
+    "IndexNotReady",
+    "MissingDependencyError",
+    "PromptTooLong",
+    "ScorerUnavailable",
+    "UDRError",
+    "UnknownNameError",
+]
+
+
+class UDRError(Exception):
+    """Root of the tree; its text is one line that says what, where and what to do."""
+
+
+class ConfigError(UDRError):
+    """A setting is missing, misspelt or out of range."""
+
+
+class UnknownNameError(UDRError):
+    """A name that the registry does not hold."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        names = sorted(known)
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+        hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(names)}"
+        super().__init__(f"unknown {kind} {name!r}; {hint}")
+        self.name = name
+        self.near = near
+
+
+class DataError(UDRError):
+    """A row or file of data that cannot be used."""
+
+
+class MissingDependencyError(UDRError):
+    """An optional package is absent."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package} is not installed; run: pip install 'udr[{extra}]'")
+
+
+class ArtifactError(UDRError):
+    """A saved artifact is absent, incomplete or damaged."""
+
+
+class FingerprintMismatch(UDRError):
+    """Vectors or scores made by another model than the one in hand."""
+
+
+class IndexNotReady(UDRError):
+    """A search before anything was indexed."""
+
+
+class PromptTooLong(UDRError):
+    """Text that cannot fit the token budget or the LM's context."""
+
+
+class ScorerUnavailable(UDRError):
+    """The language model cannot be loaded or reached."""

@@ -1,0 +1,126 @@
+"""One mining round: propose candidates, let the LM score them, rank them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from udr.bm25 import BM25
+from udr.candidates import with_ranks
+from udr.data import TaskData
+from udr.errors import DataError
+from udr.prompt import for_encoder, render
+from udr.scoring.feedback import score_pairs
+from udr.tasks.spec import TaskSpec
+from udr.types import Candidate, CandidateList, Demonstration, Encoder, FloatArray, LMScorer, Progress, Tokenizer
+
+__all__ = ["choose_queries", "drop_long", "propose_bm25", "propose_dense", "sample", "score_lists", "seeded"]
+
+EXTRA = 8  # searched beyond k, to make up for the query itself and its duplicates
+
+
+def seeded(*parts: object) -> np.random.Generator:
+    """A generator that depends on the words given and on nothing else, so that any part of a run can be redone."""
+    digest = hashlib.blake2b("\0".join(map(str, parts)).encode(), digest_size=8).digest()
+    return np.random.default_rng(int.from_bytes(digest, "little"))
+
+
+def choose_queries(pool: Sequence[Demonstration], count: int, seed: int) -> list[Demonstration]:
+    """Draw training queries from the pool; a larger `count` keeps the ones a smaller one drew. 0 means all."""
+    order = seeded("queries", seed).permutation(len(pool))
+    return [pool[i] for i in order[: count or len(pool)]]
+
+
+def drop_long(spec: TaskSpec, pool: Sequence[Demonstration], tokenizer: Tokenizer, limit: int) -> list[Demonstration]:
+    """Keep demonstrations that fit `limit` LM tokens together with a query of their own length.
+
+    The LM's feedback on a longer one would cost most and could hardly be used: it would fill a prompt alone.
+
+    Raises:
+        DataError: none is short enough.
+    """
+    kept = [d for d in pool if len(tokenizer.encode(render(spec, [d], d.query))) <= limit]
+    if not kept:
+        raise DataError(f"task {spec.name}: no demonstration and query fit {limit} tokens; raise score.max_tokens")
+    return kept
+
+
+def _exclude(query: Demonstration, found: Sequence[Demonstration]) -> list[int]:
+    """Positions of `found` that are neither the query nor hold its input: by id and by content hash."""
+    own_input = query.query.content_hash
+    return [i for i, d in enumerate(found) if d.id != query.id and d.query.content_hash != own_input]
+
+
+def _lists(
+    task: str,
+    queries: Sequence[Demonstration],
+    pool: Sequence[Demonstration],
+    rows: np.ndarray,
+    scores: FloatArray,
+    k: int,
+) -> list[CandidateList]:
+    lists = []
+    for query, own_rows, own_scores in zip(queries, rows, scores, strict=True):
+        found = [pool[r] for r in own_rows if r >= 0]
+        keep = _exclude(query, found)[:k]
+        lists.append(
+            CandidateList(task, query.id, tuple(Candidate(found[i].id, float(own_scores[i])) for i in keep))
+        )
+    return lists
+
+
+def propose_bm25(
+    spec: TaskSpec, pool: Sequence[Demonstration], queries: Sequence[Demonstration], k: int
+) -> list[CandidateList]:
+    """Top `k` by BM25: over inputs for classification and multiple choice, over outputs for generation."""
+    field = "output" if spec.kind == "generation" else "input"
+    bm25 = BM25(pool, "output" if spec.kind == "generation" else "input")
+    rows, scores = bm25.search([getattr(q, field) for q in queries], k + EXTRA)
+    return _lists(spec.name, queries, pool, rows, scores, k)
+
+
+def propose_dense(
+    spec: TaskSpec, pool: Sequence[Demonstration], queries: Sequence[Demonstration], k: int, encoder: Encoder
+) -> list[CandidateList]:
+    """Top `k` by the encoder's inner product."""
+    from udr.index import FlatIndex
+
+    index = FlatIndex(encoder.dim, encoder.fingerprint)
+    index.add(
+        np.arange(len(pool), dtype=np.int64),
+        encoder.encode_demonstrations(for_encoder(spec, pool), spec.retrieval_instruction),
+        encoder.fingerprint,
+    )
+    vectors = encoder.encode_queries([q.query for q in queries], spec.retrieval_instruction)
+    hits = index.search(vectors, min(k + EXTRA, len(pool)), encoder.fingerprint)
+    return _lists(spec.name, queries, pool, hits.rows, hits.scores, k)
+
+
+def sample(lists: Sequence[CandidateList], count: int, seed: int) -> list[CandidateList]:
+    """Keep `count` candidates of each list, drawn uniformly; a larger `count` keeps what a smaller one drew. 0: all."""
+    kept = []
+    for one in lists:
+        order = seeded("candidates", seed, one.task, one.query_id).permutation(len(one.candidates))
+        chosen = sorted(order[: count or len(order)])
+        kept.append(replace(one, candidates=tuple(one.candidates[i] for i in chosen)))
+    return kept
+
+
+def score_lists(
+    data: TaskData,
+    lists: Sequence[CandidateList],
+    scorer: LMScorer,
+    progress: Progress | None = None,
+    gold_only: bool = False,
+) -> list[CandidateList]:
+    """Score every candidate with the LM and rank each list."""
+    by_id = data.by_id
+    pairs = [(by_id[c.demonstration_id], by_id[one.query_id]) for one in lists for c in one.candidates]
+    scores = iter(score_pairs(data.spec, scorer, pairs, progress, gold_only).tolist())
+    return [
+        replace(one, candidates=with_ranks([replace(c, lm_score=next(scores)) for c in one.candidates]))
+        for one in lists
+    ]

@@ -1,0 +1,94 @@
+"""Text the LM reads: one rendering for scoring, retrieval and the finished prompt, and the exact token budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from udr.errors import PromptTooLong
+from udr.tasks.spec import TaskSpec
+from udr.types import Demonstration, Dropped, Prompt, Query, Tokenizer
+
+__all__ = ["build_prompt", "for_encoder", "rearrange", "render", "render_demonstration", "render_query"]
+
+
+def render_demonstration(spec: TaskSpec, demonstration: Demonstration) -> str:
+    """`x' TAB answer-template(y')`, as the LM sees a solved example (Li et al. 2023, section 3)."""
+    template = spec.template
+    answer = template.answer.replace("%s", spec.verbalise(demonstration.output))
+    return f"{template.input_prefix}{demonstration.input}{template.separator}{answer}"
+
+
+def render_query(spec: TaskSpec, query: Query) -> str:
+    """`x TAB answer-prefix`: the text whose continuation is the answer."""
+    template = spec.template
+    return f"{template.input_prefix}{query.input}{template.separator}{template.answer_prefix}"
+
+
+def render(spec: TaskSpec, demonstrations: Sequence[Demonstration], query: Query) -> str:
+    """Demonstrations in the given order, then the query, put together by the task's joiner."""
+    parts = [*(render_demonstration(spec, d) for d in demonstrations), render_query(spec, query)]
+    return spec.template.joiner.join(parts)
+
+
+def for_encoder(spec: TaskSpec, demonstrations: Sequence[Demonstration]) -> list[Demonstration]:
+    """The same demonstrations with the output as the encoder reads it: the answer prefix and the verbalised y'."""
+    prefix = spec.template.answer_prefix
+    return [replace(d, output=prefix + spec.verbalise(d.output)) for d in demonstrations]
+
+
+def build_prompt(
+    spec: TaskSpec,
+    query: Query,
+    ranked: Sequence[Demonstration],
+    tokenizer: Tokenizer,
+    budget: int,
+    *,
+    k: int | None = None,
+    reserve: int = 0,
+) -> Prompt:
+    """Take demonstrations, best first, while they fit; one that does not fit is skipped and the next one tried.
+
+    The whole text is counted by the LM's own tokenizer, separators and BOS-free, so `tokens + reserve ≤ budget`
+    holds exactly. `reserve` keeps room for the answer. `k` bounds how many are taken; None takes all that fit.
+
+    Raises:
+        PromptTooLong: the query alone exceeds the budget.
+    """
+    text = render(spec, [], query)
+    tokens = len(tokenizer.encode(text))
+    if tokens + reserve > budget:
+        raise PromptTooLong(
+            f"query {query.id}: {tokens} tokens and {reserve} for the answer exceed the budget of {budget}; "
+            "raise the token budget or shorten the input"
+        )
+    taken: list[Demonstration] = []
+    dropped: list[Dropped] = []
+    for demonstration in ranked:
+        if k is not None and len(taken) >= k:
+            break
+        trial = [demonstration, *taken]  # the best one stands next to the query
+        trial_text = render(spec, trial, query)
+        trial_tokens = len(tokenizer.encode(trial_text))
+        if trial_tokens + reserve <= budget:
+            taken, text, tokens = trial, trial_text, trial_tokens
+        else:
+            need = trial_tokens - tokens
+            left = budget - reserve - tokens
+            dropped.append(Dropped(demonstration.id, f"needs {need} tokens, {left} left of {budget}", need))
+    return Prompt(text, tuple(taken), tuple(dropped), tokens, budget)
+
+
+def rearrange(
+    spec: TaskSpec, query: Query, prompt: Prompt, demonstrations: Sequence[Demonstration], tokenizer: Tokenizer
+) -> Prompt:
+    """The same demonstrations in another order, and their text counted anew.
+
+    Raises:
+        PromptTooLong: tokens merge differently at the new borders and the text no longer fits (by a token or two).
+    """
+    text = render(spec, demonstrations, query)
+    tokens = len(tokenizer.encode(text))
+    if tokens > prompt.budget:
+        raise PromptTooLong(f"query {query.id}: {tokens} tokens in this order, the budget is {prompt.budget}")
+    return replace(prompt, text=text, demonstrations=tuple(demonstrations), tokens=tokens)

@@ -1,0 +1,248 @@
+"""Any causal LM of `transformers`, in process: log-likelihoods over token trees, and greedy answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from udr.artifacts import fingerprint_files
+from udr.errors import ConfigError, PromptTooLong, ScorerUnavailable
+from udr.scoring.token_tree import TokenRow, ancestor_mask, pack
+from udr.types import LogLikelihoods
+
+__all__ = ["CausalLM", "build_causal_lm"]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class CausalLM:
+    """A frozen language model that scores continuations and answers prompts.
+
+    `row_tokens` bounds one forward pass; `tree` shares common prefixes among the requests of a call (see
+    `udr.scoring.token_tree`), and is switched off by itself for models whose answers would change.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        fingerprint: str,
+        *,
+        row_tokens: int = 256,
+        tree: bool = True,
+        generation_batch: int = 8,
+    ) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.row_tokens = row_tokens
+        self.generation_batch = generation_batch
+        self.tokens_computed = 0
+        dtype = str(model.dtype).removeprefix("torch.")
+        self._fingerprint = f"{fingerprint}-{dtype}"
+        self.tree = tree and self._tree_agrees()
+
+    @property
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+    @property
+    def context_length(self) -> int:
+        return int(getattr(self.model.config, "max_position_embeddings", 0) or self.tokenizer.model_max_length)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids without BOS."""
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    @cached_property
+    def prefix_ids(self) -> list[int]:
+        """What the tokenizer puts in front of any text (BOS, or nothing)."""
+        with_special = list(self.tokenizer("a")["input_ids"])
+        plain = self.encode("a")
+        return with_special[: len(with_special) - len(plain)] if with_special[-len(plain) :] == plain else []
+
+    @cached_property
+    def _start_ids(self) -> list[int]:
+        """The prefix, or the document mark where there is none: the first scored token needs a predecessor."""
+        for token in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, 0):
+            if token is not None:
+                return self.prefix_ids or [token]
+        return [0]
+
+    @cached_property
+    def _anchor(self) -> str:
+        """Text that keeps a tokenizer from inventing a space before a continuation."""
+        first = self.tokenizer.convert_ids_to_tokens(self.encode("a"))[0]
+        return "\n" if first.startswith("▁") else ""
+
+    def token_ids(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Compose a request's token ids: BOS + context, and the continuation with the spaces the context ended in.
+
+        The two parts are tokenised apart, so the boundary is exact and truncation can never cut the answer.
+        """
+        kept = context.rstrip(" ")
+        continuation = context[len(kept) :] + continuation
+        ids = self.encode(self._anchor + continuation)[len(self.encode(self._anchor)) :]
+        return self.prefix_ids + self.encode(kept), ids
+
+    def loglikelihood(self, contexts: Sequence[str], continuations: Sequence[str]) -> LogLikelihoods:
+        """Score each continuation after its context: nats (n,) summed over its tokens, and their number (n,).
+
+        Raises:
+            ConfigError: an empty continuation.
+            PromptTooLong: a request that exceeds the LM's context (names its number and length).
+        """
+        pairs = [self.token_ids(a, b) for a, b in zip(contexts, continuations, strict=True)]
+        for i, (context, continuation) in enumerate(pairs):
+            if not continuation:
+                raise ConfigError(f"request {i}: the continuation has no tokens")
+            if len(context) + len(continuation) > self.context_length:
+                raise PromptTooLong(
+                    f"request {i}: {len(context)} + {len(continuation)} tokens, the LM reads {self.context_length}; "
+                    "lower the token budget"
+                )
+        starts = [c or self._start_ids for c, _ in pairs]
+        ends = [c for _, c in pairs]
+        nats = np.zeros(len(pairs), dtype=np.float32)
+        if self.tree:
+            rows = pack(starts, ends, self.row_tokens)
+        else:
+            rows = (row for a, b in zip(starts, ends, strict=True) for row in pack([a], [b], self.row_tokens))
+        for n, row in enumerate(rows):
+            values = self._score_row(row)
+            np.add.at(nats, row.requests if self.tree else np.full(len(row.requests), n), values)
+        return LogLikelihoods(nats, np.array([len(c) for c in ends], dtype=np.int64))
+
+    @torch.inference_mode()
+    def _score_row(self, row: TokenRow) -> np.ndarray:
+        """Log-probability of each target of a row, (s,)."""
+        device = self.model.device
+        keep, place = np.unique(row.nodes, return_inverse=True)
+        logits = self.model(
+            input_ids=torch.from_numpy(row.tokens)[None].to(device),
+            position_ids=torch.from_numpy(row.depths)[None].to(device),
+            attention_mask=self._attention_mask(row, device),
+            logits_to_keep=torch.from_numpy(keep).to(device),  # the vocabulary head costs more than a small LM's body
+            use_cache=False,
+        ).logits[0]  # (kept, vocabulary)
+        self.tokens_computed += len(row.tokens)
+        picked = torch.from_numpy(place.reshape(-1)).to(device)
+        target = logits[picked, torch.from_numpy(row.targets).to(device)].float()
+        # in slices that stay in the cache: one float32 copy of all logits is several times slower on a CPU
+        slices = logits.split(1 if device.type == "cpu" else 64)
+        normaliser = torch.cat([part.float().logsumexp(-1) for part in slices])
+        values: np.ndarray = (target - normaliser[picked]).cpu().numpy()
+        return values
+
+    def _attention_mask(self, row: TokenRow, device: torch.device) -> Any:
+        """The ancestor mask in the form the model takes; None where plain causal attention is the same."""
+        kinds = set(getattr(self.model.config, "layer_types", None) or ())
+        window = getattr(self.model.config, "sliding_window", None)
+        chain = bool((row.parents == np.arange(len(row.tokens)) - 1).all())
+        if chain and (window is None or len(row.tokens) < window):
+            return None
+        full = torch.from_numpy(ancestor_mask(row))[None, None].to(device)
+        if "sliding_attention" in kinds and "full_attention" in kinds:
+            sliding = torch.from_numpy(ancestor_mask(row, window))[None, None].to(device)
+            return {"full_attention": full, "sliding_attention": sliding}
+        if chain:
+            return None  # the model's own mask knows its window
+        return full
+
+    def _tree_agrees(self) -> bool:
+        """True when a small tree gives the same log-likelihoods as its prompts one by one.
+
+        Models that build positions from the mask (ALiBi), or ignore a four-dimensional mask, answer differently.
+        """
+        ids = [t for t in range(5, 25) if t < self.model.config.vocab_size] or [0, 1]
+        contexts = [self._start_ids + ids[:6] + ids[k : k + 3] for k in (1, 4, 7)]
+        ends = [[ids[k % len(ids)], ids[0]] for k in (2, 3, 5)]
+        try:
+            (row,) = pack(contexts, ends, 10_000)
+            together = np.zeros(3)
+            np.add.at(together, row.requests, self._score_row(row))
+            alone = [float(sum(self._score_row(r))) for c, e in zip(contexts, ends, strict=True) for r in pack([c], [e], 99)]
+        except (TypeError, ValueError, RuntimeError, NotImplementedError, AttributeError):
+            return False
+        tolerance = 1e-3 if self.model.dtype == torch.float32 else 0.3
+        return bool(np.allclose(together, alone, atol=tolerance))
+
+    @cached_property
+    def _stop_ids(self) -> list[int]:
+        """End-of-text marks and every token with a newline in it."""
+        stops = {self.tokenizer.eos_token_id} - {None}
+        ids = list(range(len(self.tokenizer)))
+        stops.update(i for i, text in zip(ids, self.tokenizer.batch_decode([[i] for i in ids]), strict=True) if "\n" in text)
+        return sorted(stops)
+
+    @torch.inference_mode()
+    def generate(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
+        """Answer each prompt greedily up to the first newline; spaces at both ends are cut.
+
+        Raises:
+            PromptTooLong: a prompt that leaves no room for the answer.
+        """
+        ids = [(self.prefix_ids + self.encode(p.rstrip(" "))) or self._start_ids for p in prompts]
+        for i, row in enumerate(ids):
+            if len(row) + max_new_tokens > self.context_length:
+                raise PromptTooLong(
+                    f"prompt {i}: {len(row)} + {max_new_tokens} tokens, the LM reads {self.context_length}"
+                )
+        answers = [""] * len(prompts)
+        by_length = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
+        for start in range(0, len(ids), self.generation_batch):
+            chosen = by_length[start : start + self.generation_batch]
+            width = max(len(ids[i]) for i in chosen)
+            pad = self.tokenizer.pad_token_id or 0
+            tokens = torch.tensor([[pad] * (width - len(ids[i])) + ids[i] for i in chosen], device=self.model.device)
+            mask = torch.tensor([[0] * (width - len(ids[i])) + [1] * len(ids[i]) for i in chosen], device=self.model.device)
+            out = self.model.generate(
+                input_ids=tokens,
+                attention_mask=mask,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                num_beams=1,
+                top_k=None,
+                top_p=None,
+                temperature=None,
+                eos_token_id=self._stop_ids,
+                pad_token_id=pad,
+            )
+            for i, row_ids in zip(chosen, out[:, width:], strict=True):
+                text = self.tokenizer.decode(row_ids, skip_special_tokens=True)
+                answers[i] = text.lstrip(" ").split("\n")[0].strip()
+        return answers
+
+
+def build_causal_lm(
+    name: str,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    revision: str = "main",
+    row_tokens: int = 256,
+) -> CausalLM:
+    """Load a causal LM from a local folder or the hub; `auto` means the GPU if there is one, and bfloat16.
+
+    Raises:
+        ConfigError: an unknown dtype.
+        ScorerUnavailable: the model cannot be loaded.
+    """
+    if dtype != "auto" and dtype not in DTYPES:
+        raise ConfigError(f"lm.dtype: {dtype!r} is not one of auto, {', '.join(DTYPES)}")
+    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+        model = AutoModelForCausalLM.from_pretrained(
+            name, revision=revision, dtype=DTYPES.get(dtype, torch.bfloat16), attn_implementation="sdpa"
+        ).to(where)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ScorerUnavailable(f"{name}: cannot be loaded as a causal LM ({str(error).splitlines()[0]})") from None
+    folder = Path(name)
+    fingerprint = fingerprint_files(folder) if folder.is_dir() else f"{name}@{model.config._commit_hash or revision}"
+    return CausalLM(model, tokenizer, fingerprint, row_tokens=row_tokens)

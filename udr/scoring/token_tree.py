@@ -1,0 +1,104 @@
+"""Many prompts as one token tree, so that text which several prompts begin with is computed once.
+
+Sequences are sorted, shared prefixes are merged, and the tree is cut into rows of a bounded number of nodes. A row is
+run as one sequence whose attention mask lets every token see its own ancestors only, and whose positions are depths:
+each prompt gets exactly the numbers it would get alone. Requests that share a demonstration, then an input, then the
+beginning of a label share that work without anyone declaring groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from udr.types import IntArray
+
+__all__ = ["TokenRow", "ancestor_mask", "pack"]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRow:
+    """One forward pass: `r` nodes, and the places where a log-probability is read."""
+
+    tokens: IntArray  # (r,)
+    parents: IntArray  # (r,) row position of the parent, −1 for a root
+    depths: IntArray  # (r,) position of the token in its own prompt
+    nodes: IntArray  # (s,) row position whose next-token distribution is read
+    targets: IntArray  # (s,) the token whose log-probability is wanted
+    requests: IntArray  # (s,) which request it counts for
+
+
+def pack(contexts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], row_tokens: int) -> Iterator[TokenRow]:
+    """Cut requests into rows of about `row_tokens` nodes (one longer request is a row of its own).
+
+    Every context and every continuation must hold at least one token: the first scored token needs a predecessor.
+    """
+    sequences = [tuple(a) + tuple(b[:-1]) for a, b in zip(contexts, continuations, strict=True)]
+    row: list[int] = []
+    size = 0
+    previous: tuple[int, ...] = ()
+    for i in sorted(range(len(sequences)), key=lambda i: (sequences[i], i)):
+        new = len(sequences[i]) - _common_prefix(previous, sequences[i])
+        if row and size + new > row_tokens:
+            yield _build(row, sequences, contexts, continuations)
+            row, size, new = [], 0, len(sequences[i])
+        row.append(i)
+        size += new
+        previous = sequences[i]
+    if row:
+        yield _build(row, sequences, contexts, continuations)
+
+
+def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    n = 0
+    for x, y in zip(a, b, strict=False):
+        if x != y:
+            break
+        n += 1
+    return n
+
+
+def _build(
+    row: Sequence[int],
+    sequences: Sequence[Sequence[int]],
+    contexts: Sequence[Sequence[int]],
+    continuations: Sequence[Sequence[int]],
+) -> TokenRow:
+    tokens: list[int] = []
+    parents: list[int] = []
+    depths: list[int] = []
+    nodes: list[int] = []
+    targets: list[int] = []
+    requests: list[int] = []
+    path: list[int] = []  # row positions from the root to the last node added
+    previous: Sequence[int] = ()
+    for i in row:
+        sequence = sequences[i]
+        del path[_common_prefix(previous, sequence) :]
+        for depth in range(len(path), len(sequence)):
+            parents.append(path[-1] if path else -1)
+            path.append(len(tokens))
+            tokens.append(sequence[depth])
+            depths.append(depth)
+        start = len(contexts[i]) - 1
+        nodes.extend(path[start:])
+        targets.extend(continuations[i])
+        requests.extend([i] * len(continuations[i]))
+        previous = sequence
+    return TokenRow(*(np.array(v, dtype=np.int64) for v in (tokens, parents, depths, nodes, targets, requests)))
+
+
+def ancestor_mask(row: TokenRow, window: int | None = None) -> NDArray[np.bool_]:
+    """Who may attend to whom, (r, r): a node sees itself and its ancestors, the last `window` of them if one is given."""
+    r = len(row.tokens)
+    mask = np.zeros((r, r), dtype=np.bool_)
+    for i, parent in enumerate(row.parents):
+        if parent >= 0:
+            mask[i] = mask[parent]
+        mask[i, i] = True
+    if window is not None:
+        mask &= row.depths[:, None] - row.depths[None, :] < window
+    return mask

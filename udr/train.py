@@ -1,0 +1,258 @@
+"""Fit the bi-encoder on ranked candidate lists of many tasks; a killed run goes on where it was."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from udr.artifacts import fsync_folder
+from udr.encoder import BiEncoder
+from udr.errors import DataError
+from udr.losses import PairWeight, epr_loss, udr_loss
+from udr.prompt import for_encoder
+from udr.tasks.spec import TaskSpec
+from udr.types import Candidate, CandidateList, Demonstration, Progress
+
+__all__ = ["RankedTask", "fit"]
+
+ListSampling = Literal["uniform", "stratified"]
+Objective = Literal["udr", "epr"]
+EXTREME = 5  # "top" and "bottom" of a list: its 5 best and its 5 worst
+
+
+@dataclass(frozen=True, slots=True)
+class RankedTask:
+    """What one task gives to training: its words, its demonstrations by id, and ranked lists."""
+
+    spec: TaskSpec
+    by_id: Mapping[str, Demonstration]
+    lists: Sequence[CandidateList]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Token ids of one step, each distinct demonstration once."""
+
+    queries: list[list[int]]  # b
+    demonstrations: list[list[int]]  # u
+    own: Tensor  # (b, l) columns of each query's candidates
+    ranks: Tensor  # (b, l) among those l, 1 = best
+    masked: Tensor  # (b, u) false negatives
+
+
+def draw(
+    candidates: Sequence[Candidate], size: int, how: ListSampling, rng: np.random.Generator
+) -> list[Candidate]:
+    """Take `size` candidates of a list ranked best first.
+
+    `uniform` is the paper's choice; `stratified` takes one of the best 5, one of the worst 5, the rest between.
+    """
+    ranked = sorted(candidates, key=lambda c: c.rank or 0)
+    if how == "uniform" or len(ranked) <= size or size < 2:
+        return [ranked[i] for i in sorted(rng.permutation(len(ranked))[:size])]
+    edge = min(EXTREME, len(ranked) // 2)
+    first, last = int(rng.integers(edge)), len(ranked) - 1 - int(rng.integers(edge))
+    between = [i for i in range(len(ranked)) if i not in (first, last)]
+    middle = rng.permutation(between)[: size - 2].tolist()
+    return [ranked[i] for i in sorted([first, last, *middle])]
+
+
+def draw_extremes(candidates: Sequence[Candidate], rng: np.random.Generator) -> list[Candidate]:
+    """One of the best 5 and one of the worst 5: EPR's positive and hard negative (Rubin et al. 2022, section 3.2)."""
+    ranked = sorted(candidates, key=lambda c: c.rank or 0)
+    edge = max(1, min(EXTREME, len(ranked) // 2))
+    return [ranked[int(rng.integers(edge))], ranked[len(ranked) - 1 - int(rng.integers(edge))]]
+
+
+class _Sampler:
+    """Draws batches that depend on (seed, step) alone, so that a resumed run sees what the first one would have."""
+
+    def __init__(
+        self,
+        encoder: BiEncoder,
+        tasks: Sequence[RankedTask],
+        *,
+        batch: int,
+        list_size: int,
+        list_sampling: ListSampling,
+        objective: Objective,
+        seed: int,
+    ) -> None:
+        self.encoder = encoder
+        self.batch = batch
+        self.list_size = list_size
+        self.list_sampling = list_sampling
+        self.objective = objective
+        self.seed = seed
+        self.tasks = [t for t in tasks if any(len(one.candidates) > 1 for one in t.lists)]
+        if not self.tasks:
+            raise DataError("nothing to train on: no list holds two scored candidates")
+        self.lists = [[one for one in t.lists if len(one.candidates) > 1] for t in self.tasks]
+        weights = np.sqrt([len(own) for own in self.lists])  # tasks drawn with probability ∝ |D_T|^0.5
+        self.weights = weights / weights.sum()
+        self._ids: dict[tuple[int, bool, str], list[int]] = {}
+
+    def __call__(self, step: int) -> Batch:
+        rng = np.random.default_rng([self.seed, step])
+        t = int(rng.choice(len(self.tasks), p=self.weights))
+        by_id, lists = self.tasks[t].by_id, self.lists[t]
+        chosen = [lists[i] for i in rng.permutation(len(lists))[: self.batch]]
+        size = min(self.list_size, *(len(one.candidates) for one in chosen)) if chosen[1:] else self.list_size
+        drawn = [
+            draw_extremes(one.candidates, rng)
+            if self.objective == "epr"
+            else draw(one.candidates, size, self.list_sampling, rng)
+            for one in chosen
+        ]
+        columns = {i: n for n, i in enumerate(dict.fromkeys(c.demonstration_id for own in drawn for c in own))}
+        golds = [by_id[one.query_id] for one in chosen]
+        hidden = {i: (by_id[i].query.content_hash, by_id[i].content_hash) for i in columns}
+        masked = [
+            [x == g.query.content_hash or z == g.content_hash or i == g.id for i, (x, z) in hidden.items()] for g in golds
+        ]
+        return Batch(
+            queries=[self._token_ids(t, g, of_query=True) for g in golds],
+            demonstrations=[self._token_ids(t, by_id[i], of_query=False) for i in columns],
+            own=torch.tensor([[columns[c.demonstration_id] for c in own] for own in drawn]),
+            ranks=torch.arange(1, len(drawn[0]) + 1).expand(len(drawn), -1),
+            masked=torch.tensor(masked),
+        )
+
+    def _token_ids(self, t: int, demonstration: Demonstration, *, of_query: bool) -> list[int]:
+        key = (t, of_query, demonstration.id)
+        if key not in self._ids:
+            spec = self.tasks[t].spec
+            instruction = spec.retrieval_instruction
+            self._ids[key] = (
+                self.encoder.query_ids([demonstration.query], instruction)
+                if of_query
+                else self.encoder.demonstration_ids(for_encoder(spec, [demonstration]), instruction)
+            )[0]
+        return self._ids[key]
+
+
+def fit(
+    encoder: BiEncoder,
+    tasks: Sequence[RankedTask],
+    *,
+    steps: int,
+    batch: int = 128,
+    list_size: int = 8,
+    list_sampling: ListSampling = "uniform",
+    objective: Objective = "udr",
+    rank_weight: float = 0.8,
+    pair_weight: PairWeight = "lm_rank",
+    temperature: float = 1.0,
+    lr: float = 1e-4,
+    warmup: int = 500,
+    weight_decay: float = 0.01,
+    seed: int = 0,
+    checkpoint: Path | None = None,
+    checkpoint_every: int = 100,
+    progress: Progress | None = None,
+) -> list[float]:
+    """Train `encoder` in place; return the loss of each step made in this call.
+
+    A step is one task's batch of `batch` queries with `list_size` candidates each, ranked among themselves. AdamW with
+    linear warm-up over `warmup` steps (at most a tenth of all) and linear decay. `objective: epr` is the baseline:
+    one positive of the top 5 and one hard negative of the bottom 5 (Rubin et al. 2022, arXiv 2112.08633).
+
+    Raises:
+        DataError: no list holds two scored candidates.
+    """
+    sampler = _Sampler(
+        encoder,
+        tasks,
+        batch=batch,
+        list_size=list_size,
+        list_sampling=list_sampling,
+        objective=objective,
+        seed=seed,
+    )
+    parameters = [p for p in encoder.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+    rise = max(1, min(warmup, steps // 10))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda n: min((n + 1) / rise, (steps - n) / max(1, steps - rise))
+    )
+    first = _restore(checkpoint, encoder, optimizer, schedule) if checkpoint else 0
+    losses: list[float] = []
+    encoder.train()
+    for step in range(first, steps):
+        torch.manual_seed(seed * 1_000_003 + step)  # dropout too is a function of (seed, step)
+        loss = _loss(encoder, sampler(step), objective, rank_weight, pair_weight, temperature)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        losses.append(float(loss.detach()))
+        if checkpoint and (step + 1) % checkpoint_every == 0 and step + 1 < steps:
+            _store(checkpoint, encoder, optimizer, schedule, step + 1)
+        if progress:
+            progress(step + 1, steps)
+    encoder.eval()
+    return losses
+
+
+def _loss(
+    encoder: BiEncoder,
+    batch: Batch,
+    objective: Objective,
+    rank_weight: float,
+    pair_weight: PairWeight,
+    temperature: float,
+) -> Tensor:
+    queries = encoder.embed(batch.queries, encoder.query_tower)
+    demonstrations = encoder.embed(batch.demonstrations, encoder.demonstration_tower)
+    sims = queries @ demonstrations.T / temperature  # (b, u)
+    own, ranks, masked = (x.to(sims.device) for x in (batch.own, batch.ranks, batch.masked))
+    if objective == "epr":
+        return epr_loss(sims, own[:, 0], masked)
+    return udr_loss(sims, own, ranks, masked, rank_weight, pair_weight)
+
+
+def _store(
+    path: Path,
+    encoder: BiEncoder,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LambdaLR,
+    step: int,
+) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    state = {
+        "encoder": encoder.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "schedule": schedule.state_dict(),
+        "step": step,
+    }
+    with temporary.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    fsync_folder(path.parent)
+
+
+def _restore(
+    path: Path,
+    encoder: BiEncoder,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LambdaLR,
+) -> int:
+    """Load a checkpoint if there is one; return the step to go on with."""
+    if not path.is_file():
+        return 0
+    state = torch.load(path, map_location=encoder.device, weights_only=True)
+    encoder.load_state_dict(state["encoder"])
+    optimizer.load_state_dict(state["optimizer"])
+    schedule.load_state_dict(state["schedule"])
+    return int(state["step"])
