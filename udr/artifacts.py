@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.replace(temporary, path)
         fsync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # where a parent is a file, even this fails
+            temporary.unlink()
         raise ArtifactError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
@@ -57,7 +59,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_bytes())
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ArtifactError(f"{path}: damaged (not JSON)") from None
     if not isinstance(value, dict):
         raise ArtifactError(f"{path}: damaged (not a JSON object)")

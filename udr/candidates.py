@@ -41,8 +41,9 @@ def write_candidates(path: Path, lists: Sequence[CandidateList]) -> None:
     lines = []
     for one in lists:
         rows = [[c.demonstration_id, c.retrieval_score, c.lm_score, c.rank] for c in one.candidates]
-        lines.append(json.dumps({"task": one.task, "query": one.query_id, "candidates": rows}, ensure_ascii=False))
-    write_atomically(path, ("\n".join(lines) + "\n").encode())
+        line = {"task": one.task, "query": one.query_id, "candidates": rows}
+        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+    write_atomically(path, "".join(lines).encode())
 
 
 def read_candidates(path: Path) -> list[CandidateList]:
@@ -53,10 +54,10 @@ def read_candidates(path: Path) -> list[CandidateList]:
     """
     lists = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error})") from None
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(text.split("\n")[:-1], 1):  # not splitlines: ids may hold other line breaks
         try:
             row = json.loads(line)
             candidates = tuple(Candidate(str(i), float(s), lm, rank) for i, s, lm, rank in row["candidates"])

@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from udr.artifacts import write_atomically
 from udr.errors import DataError, MissingDependencyError
-from udr.tasks.spec import Source, TaskSpec
+from udr.tasks import Source, TaskSpec, infer_spec, load_spec
 from udr.types import Demonstration
 
-__all__ = ["TaskData", "load_task_data", "read_demonstrations", "read_rows"]
+__all__ = ["TaskData", "load_task_data", "open_task", "read_demonstrations", "read_rows", "write_demonstrations"]
 
 FORMATS = (".parquet", ".jsonl", ".csv")
 
@@ -58,23 +59,29 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 row = json.loads(raw.decode("utf-8-sig" if number == 1 else "utf-8"))
             except UnicodeDecodeError as error:
                 raise DataError(f"{path}:{number}: not UTF-8 at byte {error.start}") from None
-            except (json.JSONDecodeError, RecursionError) as error:
-                raise DataError(f"{path}:{number}: not JSON ({getattr(error, 'msg', 'nested too deep')})") from None
+            except (ValueError, RecursionError) as error:  # ValueError: also a number of more than 4300 digits
+                raise DataError(f"{path}:{number}: not JSON ({getattr(error, 'msg', error)})") from None
             if not isinstance(row, dict):
                 raise DataError(f"{path}:{number}: expected an object with `input` and `output`")
             yield number, row
 
 
 def _read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        try:
             for row in reader:
                 if None in row or None in row.values():
                     raise DataError(f"{path}:{reader.line_num}: the row's length differs from the header's")
+                if any(map(_has_surrogates, (*row, *row.values()))):
+                    raise DataError(f"{path}:{reader.line_num}: not UTF-8")
                 yield reader.line_num, dict(row)
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not CSV in UTF-8 ({error})") from None
+        except csv.Error as error:
+            raise DataError(f"{path}:{reader.line_num}: not CSV ({error})") from None
+
+
+def _has_surrogates(text: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -102,25 +109,18 @@ def read_demonstrations(path: Path, split: str | None = None) -> list[Demonstrat
     Raises:
         DataError: a missing column, a value of the wrong type, two rows under one id (file:line), or no rows at all.
     """
-    demonstrations: list[Demonstration] = []
-    seen: dict[str, tuple[int, str]] = {}
-    rows = 0
+    demonstrations: dict[str, Demonstration] = {}
+    seen: dict[str, tuple[int, str]] = {}  # over all splits: a query is never shown the demonstration of its own id
     for line, row in read_rows(path):
-        rows += 1
-        if split is not None and str(row.get("split") or "train") != split:
-            continue
         demonstration = _demonstration(row, f"{path}:{line}")
-        content = demonstration.content_hash
-        if demonstration.id in seen:
-            first, same = seen[demonstration.id]
-            if same != content:
-                raise DataError(f"{path}:{line}: id {demonstration.id!r} stands already at line {first}")
-            continue
-        seen[demonstration.id] = (line, content)
-        demonstrations.append(demonstration)
-    if not rows:
+        first, content = seen.setdefault(demonstration.id, (line, demonstration.content_hash))
+        if content != demonstration.content_hash:
+            raise DataError(f"{path}:{line}: id {demonstration.id!r} stands already at line {first}")
+        if split is None or str(row.get("split") or "train") == split:
+            demonstrations.setdefault(demonstration.id, demonstration)
+    if not seen:
         raise DataError(f"{path}: no rows")
-    return demonstrations
+    return list(demonstrations.values())
 
 
 def _demonstration(row: Mapping[str, Any], where: str) -> Demonstration:
@@ -131,10 +131,7 @@ def _demonstration(row: Mapping[str, Any], where: str) -> Demonstration:
             raise DataError(f"{where}: no column {column!r}; the row has {', '.join(map(str, row)) or 'none'}")
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise DataError(f"{where}: {column} must be text, not {type(value).__name__}")
-        text = str(value)
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise DataError(f"{where}: {column} holds half a surrogate pair, which is no Unicode text")
-        values[column] = text
+        values[column] = _text(str(value), where, column)
     if not values["input"].strip():
         raise DataError(f"{where}: input is empty")
     choices = tuple(c.strip() for c in _strings(row.get("choices"), where, "choices"))
@@ -142,7 +139,8 @@ def _demonstration(row: Mapping[str, Any], where: str) -> Demonstration:
     if choices and output not in choices:
         raise DataError(f"{where}: output {output[:60]!r} is not among the choices")
     references = _strings(row.get("references"), where, "references")
-    demonstration = Demonstration(str(row.get("id") or ""), values["input"], output, choices, references)
+    own_id = "" if row.get("id") is None else _text(str(row["id"]), where, "id")
+    demonstration = Demonstration(own_id, values["input"], output, choices, references)
     return demonstration if demonstration.id else replace(demonstration, id=demonstration.content_hash[:16])
 
 
@@ -152,11 +150,17 @@ def _strings(value: object, where: str, column: str) -> tuple[str, ...]:
     if isinstance(value, str):  # CSV has no lists: a JSON list in a cell
         try:
             value = json.loads(value)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             raise DataError(f"{where}: {column} must be a list (in CSV: a JSON list)") from None
     if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
         raise DataError(f"{where}: {column} must be a list of texts")
-    return tuple(value)
+    return tuple(_text(v, where, column) for v in value)
+
+
+def _text(value: str, where: str, column: str) -> str:
+    if _has_surrogates(value):
+        raise DataError(f"{where}: {column} holds half a surrogate pair, which is no Unicode text")
+    return value
 
 
 def load_task_data(spec: TaskSpec, data_dir: Path | None = None, pool: Path | None = None) -> TaskData:
@@ -186,8 +190,33 @@ def load_task_data(spec: TaskSpec, data_dir: Path | None = None, pool: Path | No
         train, test = [replace(d, choices=()) for d in train], [replace(d, choices=()) for d in test]
     known = {d.query.content_hash for d in train}
     test = [d for d in test if d.query.content_hash not in known]
-    _check_labels(spec, [*train, *test], where)
+    _check_labels(spec, [*train, *test], where, path)
     return TaskData(spec, tuple(train), tuple(test))
+
+
+def open_task(name: str, data_dir: Path | None = None) -> TaskData:
+    """Find a task by name (registry or manifest), by YAML file, or by a bare table of `input,output`.
+
+    A bare table needs no registration: its stem is its name and its kind is inferred. Where it has no test rows, one
+    in five (at most 500), drawn by content, become the test split.
+
+    Raises:
+        UnknownNameError: no such task (lists the near names).
+        DataError: as `load_task_data`.
+    """
+    path = Path(name)
+    if path.suffix not in FORMATS:
+        return load_task_data(load_spec(name, data_dir), data_dir)
+    rows = read_demonstrations(path)
+    spec = infer_spec(path.stem, rows)
+    data = load_task_data(spec, pool=path)
+    if data.test or len(data.train) < 2:
+        return data
+    by_content = sorted(data.train, key=lambda d: d.query.content_hash)
+    cut = min(500, max(1, len(by_content) // 5))
+    known = {d.query.content_hash for d in by_content[cut:]}
+    test = tuple(d for d in by_content[:cut] if d.query.content_hash not in known)
+    return TaskData(spec, tuple(by_content[cut:]), test)
 
 
 def _table_of(name: str, data_dir: Path | None) -> Path | None:
@@ -196,22 +225,29 @@ def _table_of(name: str, data_dir: Path | None) -> Path | None:
     return next((p for f in FORMATS if (p := data_dir / f"{name}{f}").is_file()), None)
 
 
-def _check_labels(spec: TaskSpec, demonstrations: Iterable[Demonstration], where: str) -> None:
+def _check_labels(spec: TaskSpec, demonstrations: Iterable[Demonstration], where: str, path: Path | None) -> None:
     for d in demonstrations:
         if spec.kind == "classification" and d.output not in spec.verbaliser:
-            raise DataError(
-                f"{where}: row {d.id}: label {d.output!r} is not in the verbaliser of task {spec.name} "
-                f"({', '.join(spec.verbaliser)})"
-            )
-        if spec.kind == "multichoice" and len(d.choices) < 2:
-            raise DataError(f"{where}: row {d.id}: a multichoice task needs at least two choices in each row")
+            problem = f"label {d.output!r} is not in the verbaliser of task {spec.name} ({', '.join(spec.verbaliser)})"
+        elif spec.kind == "multichoice" and len(d.choices) < 2:
+            problem = "a multichoice task needs at least two choices in each row"
+        else:
+            continue
+        raise DataError(f"{_place(path, d) if path else f'{where}: row {d.id}'}: {problem}")
+
+
+def _place(path: Path, demonstration: Demonstration) -> str:
+    """Find the file:line that a demonstration was read from."""
+    lines = (line for line, row in read_rows(path) if _demonstration(row, str(path)).id == demonstration.id)
+    return f"{path}:{next(lines)}"
 
 
 def load_hub(source: Source) -> tuple[list[Demonstration], list[Demonstration]]:
     """Load (train, test) of a hub data set at its pinned revision through `datasets`.
 
     `source.columns` maps our columns to theirs; a value with braces is a format over the row, such as
-    `"{premise} {hypothesis}"`. Rows without an input, which published tables hold now and then, are left out.
+    `"{premise} {hypothesis}"`. Rows without an input, which published tables hold now and then, are left out, and
+    exact duplicates are kept once. A row's id is its content hash: theirs often repeat between splits.
 
     Raises:
         MissingDependencyError: `datasets` is absent.
@@ -227,20 +263,24 @@ def load_hub(source: Source) -> tuple[list[Demonstration], list[Demonstration]]:
         try:
             table = datasets.load_dataset(source.hub, source.config or None, split=theirs, revision=source.revision)
         except Exception as error:  # the hub's client raises many unrelated types; the user needs one line
-            raise DataError(f"{where}: cannot be loaded ({type(error).__name__}: {str(error).splitlines()[0]})") from None
+            reason = " ".join(str(error).split("\n")[0].split())
+            raise DataError(f"{where}: cannot be loaded ({type(error).__name__}: {reason})") from None
         rows = (_map_columns(row, source.columns, f"{where} row {i}") for i, row in enumerate(table))
-        splits[ours] = [
-            _demonstration(row, f"{where} row {i}") for i, row in enumerate(rows) if str(row.get("input") or "").strip()
+        found = [
+            _demonstration(row, f"{where} row {i}")
+            for i, row in enumerate(rows)
+            if "input" not in row or str(row["input"] or "").strip()
         ]
+        splits[ours] = list({d.id: d for d in found}.values())
     return splits.get("train", []), splits.get("test", [])
 
 
 def _map_columns(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> dict[str, Any]:
-    mapped = {k: row[k] for k in ("id", "input", "output", "choices", "references") if k in row}
+    mapped = {k: row[k] for k in ("input", "output", "choices", "references") if k in row}
     for ours, theirs in columns.items():
         try:
             mapped[ours] = theirs.format_map(row) if "{" in theirs else row[theirs]
-        except (KeyError, IndexError, AttributeError):
+        except (KeyError, IndexError, AttributeError, TypeError, ValueError):
             raise DataError(f"{where}: no column {theirs!r}; the row has {', '.join(row)}") from None
     for column, value in mapped.items():
         if column in ("choices", "references"):
@@ -251,8 +291,14 @@ def _map_columns(row: Mapping[str, Any], columns: Mapping[str, str], where: str)
     return mapped
 
 
-def write_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows so that a reader never sees half a file."""
-    from udr.artifacts import write_atomically
-
-    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+def write_demonstrations(path: Path, demonstrations: Sequence[Demonstration]) -> None:
+    """Write a pool as JSONL that `read_demonstrations` reads; the file appears whole or not at all."""
+    lines = []
+    for d in demonstrations:
+        row: dict[str, Any] = {"id": d.id, "input": d.input, "output": d.output}
+        if d.choices:
+            row["choices"] = d.choices
+        if d.references:
+            row["references"] = d.references
+        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+    write_atomically(path, "".join(lines).encode())

@@ -19,6 +19,8 @@ __all__ = ["BiEncoder", "build_encoder", "load_encoder"]
 
 Pooling = Literal["cls", "mean"]
 ANSWER_TOKENS = 64  # of a demonstration's answer at most, so that the input is never squeezed out
+DROPOUT_KEYS = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+PADDED_TOKENS = (1024, 65536)  # in one forward pass on a CPU (its caches are small) and on a GPU
 
 
 class BiEncoder(nn.Module):
@@ -104,7 +106,13 @@ class BiEncoder(nn.Module):
     # -- token ids to vectors
 
     def embed(self, ids: Sequence[Sequence[int]], tower: nn.Module) -> Tensor:
-        """Vectors (n, d) of token-id sequences, with gradients."""
+        """Vectors (n, d) of token-id sequences, with gradients; batches of like length spare the padding."""
+        batches = list(length_batches(ids, PADDED_TOKENS[self.device.type == "cuda"]))
+        vectors = torch.cat([self._embed_padded([ids[i] for i in batch], tower) for batch in batches])
+        place = torch.tensor([i for batch in batches for i in batch], device=vectors.device).argsort()
+        return vectors[place]
+
+    def _embed_padded(self, ids: Sequence[Sequence[int]], tower: nn.Module) -> Tensor:
         width = max(len(row) for row in ids)
         tokens = torch.zeros((len(ids), width), dtype=torch.long)
         mask = torch.zeros((len(ids), width), dtype=torch.long)
@@ -130,11 +138,11 @@ class BiEncoder(nn.Module):
 
     @torch.inference_mode()
     def _encode(self, ids: Sequence[Sequence[int]], tower: nn.Module) -> FloatArray:
-        vectors = np.empty((len(ids), self.dim), dtype=np.float32)
+        if not ids:
+            return np.empty((0, self.dim), dtype=np.float32)
         was_training = self.training
         self.eval()
-        for chosen in length_batches(ids, 4096):
-            vectors[chosen] = self.embed([ids[i] for i in chosen], tower).cpu().numpy()
+        vectors: FloatArray = self.embed(ids, tower).cpu().numpy()
         self.train(was_training)
         return vectors
 
@@ -186,11 +194,15 @@ def build_encoder(
     query_instruction: bool = True,
     demonstration_instruction: bool = True,
     bfloat16: bool = False,
+    dropout: float | None = None,
+    freeze_embeddings: bool = False,
     device: str = "auto",
 ) -> BiEncoder:
     """Make an untrained bi-encoder from a sentence encoder: a local folder or a hub name.
 
-    `pooling: auto` is what the sentence encoder was trained with (mean if it does not say).
+    `pooling: auto` is what the sentence encoder was trained with (mean if it does not say). `dropout` replaces the
+    encoder's own while training; `freeze_embeddings` keeps its word vectors, half of a small encoder's weights, as
+    they are.
 
     Raises:
         ConfigError: the encoder cannot be loaded or its tokenizer lacks CLS and SEP.
@@ -201,12 +213,14 @@ def build_encoder(
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-        tower = AutoModel.from_pretrained(name, dtype=torch.float32)
+        rates = {} if dropout is None else dict.fromkeys(DROPOUT_KEYS, dropout)
+        tower = AutoModel.from_pretrained(name, dtype=torch.float32, **rates)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"encoder.name: {name}: cannot be loaded ({str(error).splitlines()[0]})") from None
     if tokenizer.cls_token_id is None or tokenizer.sep_token_id is None:
         raise ConfigError(f"encoder.name: {name}: its tokenizer has no CLS and SEP tokens; choose a BERT-like encoder")
     tower.to(_device(device))
+    tower.get_input_embeddings().requires_grad_(not freeze_embeddings)
     return BiEncoder(
         tower,
         tower if shared else copy.deepcopy(tower),

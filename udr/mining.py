@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -11,21 +10,17 @@ import numpy as np
 from udr.bm25 import BM25
 from udr.candidates import with_ranks
 from udr.data import TaskData
+from udr.draw import seeded
 from udr.errors import DataError
-from udr.prompt import for_encoder, render
+from udr.prompt import render
+from udr.retriever import build_dense_ranker
 from udr.scoring.feedback import score_pairs
 from udr.tasks.spec import TaskSpec
 from udr.types import Candidate, CandidateList, Demonstration, Encoder, FloatArray, LMScorer, Progress, Tokenizer
 
-__all__ = ["choose_queries", "drop_long", "propose_bm25", "propose_dense", "sample", "score_lists", "seeded"]
+__all__ = ["choose_queries", "drop_long", "propose_bm25", "propose_dense", "sample", "score_lists"]
 
 EXTRA = 8  # searched beyond k, to make up for the query itself and its duplicates
-
-
-def seeded(*parts: object) -> np.random.Generator:
-    """A generator that depends on the words given and on nothing else, so that any part of a run can be redone."""
-    digest = hashlib.blake2b("\0".join(map(str, parts)).encode(), digest_size=8).digest()
-    return np.random.default_rng(int.from_bytes(digest, "little"))
 
 
 def choose_queries(pool: Sequence[Demonstration], count: int, seed: int) -> list[Demonstration]:
@@ -86,17 +81,9 @@ def propose_dense(
     spec: TaskSpec, pool: Sequence[Demonstration], queries: Sequence[Demonstration], k: int, encoder: Encoder
 ) -> list[CandidateList]:
     """Top `k` by the encoder's inner product."""
-    from udr.index import FlatIndex
-
-    index = FlatIndex(encoder.dim, encoder.fingerprint)
-    index.add(
-        np.arange(len(pool), dtype=np.int64),
-        encoder.encode_demonstrations(for_encoder(spec, pool), spec.retrieval_instruction),
-        encoder.fingerprint,
-    )
-    vectors = encoder.encode_queries([q.query for q in queries], spec.retrieval_instruction)
-    hits = index.search(vectors, min(k + EXTRA, len(pool)), encoder.fingerprint)
-    return _lists(spec.name, queries, pool, hits.rows, hits.scores, k)
+    ranker = build_dense_ranker(spec, pool, encoder)
+    rows, scores = ranker.rank([q.query for q in queries], k + EXTRA)
+    return _lists(spec.name, queries, pool, rows, scores, k)
 
 
 def sample(lists: Sequence[CandidateList], count: int, seed: int) -> list[CandidateList]:

@@ -1,21 +1,40 @@
-"""The facade: a pool, a way to rank it, selection and order; from a query to demonstrations and a finished prompt."""
+"""The facade: a pool, a way to rank it, selection and order; from a query to demonstrations and a finished prompt.
+
+A saved retriever is a folder: `encoder/`, and for each task `tasks/NAME/` with task.yaml, pool.jsonl and index/.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from udr.artifacts import write_atomically
 from udr.bm25 import BM25
-from udr.errors import DataError
-from udr.prompt import build_prompt, for_encoder
+from udr.config import load_config
+from udr.data import read_demonstrations, write_demonstrations
+from udr.draw import seeded
+from udr.errors import ArtifactError, DataError, FingerprintMismatch, UnknownNameError
+from udr.prompt import build_prompt, for_encoder, rearrange
 from udr.selection import order, select
 from udr.tasks.spec import TaskSpec
-from udr.types import Demonstration, Encoder, FloatArray, IntArray, Prompt, Query, Tokenizer
+from udr.types import Demonstration, Encoder, FloatArray, Index, IntArray, Prompt, Query, Tokenizer
 
-__all__ = ["BM25Ranker", "DenseRanker", "NoRanker", "RandomRanker", "Ranker", "Retrieved", "Retriever"]
+__all__ = [
+    "BM25Ranker",
+    "DenseRanker",
+    "NoRanker",
+    "RandomRanker",
+    "Ranker",
+    "Retrieved",
+    "Retriever",
+    "build_dense_ranker",
+    "load_retriever",
+    "save_task",
+]
 
 EXTRA = 8  # searched beyond what is asked, to make up for the query's own copies in the pool
 
@@ -50,8 +69,6 @@ class RandomRanker:
         self.seed = seed
 
     def rank(self, queries: Sequence[Query], k: int) -> tuple[IntArray, FloatArray]:
-        from udr.mining import seeded
-
         k = min(k, self.size)
         rows = [seeded("random", self.seed, q.id).permutation(self.size)[:k] for q in queries]
         return np.array(rows, dtype=np.int64).reshape(len(queries), k), np.zeros((len(queries), k), dtype=np.float32)
@@ -68,21 +85,30 @@ class BM25Ranker:
 
 
 class DenseRanker:
-    """Inner product of an encoder's vectors, through the index; keeps the pool's vectors for the selections."""
+    """Inner product of an encoder's vectors, through the index."""
 
-    def __init__(self, spec: TaskSpec, pool: Sequence[Demonstration], encoder: Encoder) -> None:
-        from udr.index import FlatIndex
-
+    def __init__(self, spec: TaskSpec, encoder: Encoder, index: Index) -> None:
         self.encoder = encoder
         self.instruction = spec.retrieval_instruction
-        self.vectors = encoder.encode_demonstrations(for_encoder(spec, pool), self.instruction)
-        self.index = FlatIndex(encoder.dim, encoder.fingerprint)
-        self.index.add(np.arange(len(pool), dtype=np.int64), self.vectors, encoder.fingerprint)
+        self.index = index
 
     def rank(self, queries: Sequence[Query], k: int) -> tuple[IntArray, FloatArray]:
         vectors = self.encoder.encode_queries(queries, self.instruction)
         hits = self.index.search(vectors, min(k, len(self.index)), self.encoder.fingerprint)
         return hits.rows, hits.scores
+
+    def vectors(self, rows: IntArray) -> FloatArray:
+        return self.index.vectors(rows)
+
+
+def build_dense_ranker(spec: TaskSpec, pool: Sequence[Demonstration], encoder: Encoder) -> DenseRanker:
+    """Encode a pool and index it; row i of the index is demonstration i of the pool."""
+    from udr.index import FlatIndex
+
+    vectors = encoder.encode_demonstrations(for_encoder(spec, pool), spec.retrieval_instruction)
+    index = FlatIndex(encoder.dim, encoder.fingerprint)
+    index.add(np.arange(len(pool), dtype=np.int64), vectors, encoder.fingerprint)
+    return DenseRanker(spec, encoder, index)
 
 
 class Retriever:
@@ -123,12 +149,12 @@ class Retriever:
     def _select(
         self, query: Query, found: list[Retrieved], rows: IntArray, k: int, selection: str
     ) -> list[Retrieved]:
-        vectors = getattr(self.ranker, "vectors", None)
+        vectors_of = getattr(self.ranker, "vectors", None)  # lexical rankers have none
         chosen = select(
             selection,
             np.array([f.similarity for f in found], dtype=np.float32),
             k,
-            vectors=None if vectors is None else vectors[rows],
+            vectors=vectors_of(rows) if vectors_of else None,
             labels=[f.demonstration.output for f in found],
             query_text=query.input,
             candidate_texts=[f.demonstration.input for f in found],
@@ -151,8 +177,43 @@ class Retriever:
         prompt = build_prompt(self.spec, query, ranked, tokenizer, budget, k=k, reserve=reserve)
         if arrange == "ascending":
             return prompt
-        from udr.prompt import rearrange
-
         best_first = prompt.demonstrations[::-1]
         positions = order(list(range(len(best_first))), [d.output for d in best_first], arrange, self.seed)
         return rearrange(self.spec, query, prompt, [best_first[p] for p in positions], tokenizer)
+
+
+def save_task(path: Path, spec: TaskSpec, pool: Sequence[Demonstration], encoder: Encoder) -> None:
+    """Write a task's words, pool and index below a retriever folder."""
+    folder = path / "tasks" / spec.name
+    ranker = build_dense_ranker(spec, pool, encoder)
+    write_atomically(folder / "task.yaml", spec.dump_yaml().encode())
+    write_demonstrations(folder / "pool.jsonl", pool)
+    ranker.index.save(folder / "index")
+
+
+def load_retriever(path: Path, task: str, encoder: Encoder | None = None, seed: int = 0) -> Retriever:
+    """Open one task of a saved retriever; `encoder` spares loading it again for the next task.
+
+    Raises:
+        ArtifactError: files are missing or damaged, or pool and index differ in size.
+        UnknownNameError: the retriever holds no such task (lists the near ones).
+        FingerprintMismatch: the index was made by another encoder.
+    """
+    from udr.encoder import load_encoder
+    from udr.index import load_index
+
+    folder = path / "tasks" / task
+    if not folder.is_dir():
+        known = [p.name for p in (path / "tasks").iterdir()] if (path / "tasks").is_dir() else []
+        if not known:
+            raise ArtifactError(f"{path}: not a retriever folder (no tasks/); run: udr run CONFIG")
+        raise UnknownNameError("task of this retriever", task, known)
+    spec = load_config(TaskSpec, folder / "task.yaml")
+    pool = read_demonstrations(folder / "pool.jsonl")
+    index = load_index(folder / "index")
+    own = encoder or load_encoder(path / "encoder")
+    if len(index) != len(pool):
+        raise ArtifactError(f"{folder}: the index holds {len(index)} vectors, the pool {len(pool)}; run: udr index")
+    if index.fingerprint != own.fingerprint:
+        raise FingerprintMismatch(f"{folder}: indexed with encoder {index.fingerprint}, in hand is {own.fingerprint}")
+    return Retriever(spec, pool, DenseRanker(spec, own, index), seed)

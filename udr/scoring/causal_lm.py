@@ -52,8 +52,13 @@ class CausalLM:
         return self._fingerprint
 
     @property
+    def _config(self) -> Any:
+        """Settings of the language model, which stand one level deeper where it also reads images."""
+        return self.model.config.get_text_config()
+
+    @property
     def context_length(self) -> int:
-        return int(getattr(self.model.config, "max_position_embeddings", 0) or self.tokenizer.model_max_length)
+        return int(getattr(self._config, "max_position_embeddings", 0) or self.tokenizer.model_max_length)
 
     def encode(self, text: str) -> list[int]:
         """Token ids without BOS."""
@@ -141,25 +146,24 @@ class CausalLM:
 
     def _attention_mask(self, row: TokenRow, device: torch.device) -> Any:
         """The ancestor mask in the form the model takes; None where plain causal attention is the same."""
-        kinds = set(getattr(self.model.config, "layer_types", None) or ())
-        window = getattr(self.model.config, "sliding_window", None)
-        chain = bool((row.parents == np.arange(len(row.tokens)) - 1).all())
-        if chain and (window is None or len(row.tokens) < window):
-            return None
+        if (row.parents == np.arange(len(row.tokens)) - 1).all():
+            return None  # one prompt: the model's own mask knows its window
+        kinds = set(getattr(self._config, "layer_types", None) or ())
+        window = getattr(self._config, "sliding_window", None)
         full = torch.from_numpy(ancestor_mask(row))[None, None].to(device)
-        if "sliding_attention" in kinds and "full_attention" in kinds:
-            sliding = torch.from_numpy(ancestor_mask(row, window))[None, None].to(device)
+        if window is None or kinds == {"full_attention"}:
+            return full
+        sliding = torch.from_numpy(ancestor_mask(row, window))[None, None].to(device)
+        if "full_attention" in kinds:
             return {"full_attention": full, "sliding_attention": sliding}
-        if chain:
-            return None  # the model's own mask knows its window
-        return full
+        return sliding
 
     def _tree_agrees(self) -> bool:
         """True when a small tree gives the same log-likelihoods as its prompts one by one.
 
         Models that build positions from the mask (ALiBi), or ignore a four-dimensional mask, answer differently.
         """
-        ids = [t for t in range(5, 25) if t < self.model.config.vocab_size] or [0, 1]
+        ids = [t for t in range(5, 25) if t < self._config.vocab_size] or [0, 1]
         contexts = [self._start_ids + ids[:6] + ids[k : k + 3] for k in (1, 4, 7)]
         ends = [[ids[k % len(ids)], ids[0]] for k in (2, 3, 5)]
         try:
@@ -239,7 +243,7 @@ def build_causal_lm(
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
         model = AutoModelForCausalLM.from_pretrained(
-            name, revision=revision, dtype=DTYPES.get(dtype, torch.bfloat16), attn_implementation="sdpa"
+            name, revision=revision, dtype=DTYPES.get(dtype, torch.bfloat16)
         ).to(where)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ScorerUnavailable(f"{name}: cannot be loaded as a causal LM ({str(error).splitlines()[0]})") from None

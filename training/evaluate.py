@@ -1,0 +1,146 @@
+"""The evaluation stage: every method's answers on every task, kept as files, then one table."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from training.run import Run, encoder_folder, fit_and_save, ranked_tasks
+from udr.artifacts import read_json, write_atomically, write_json
+from udr.data import TaskData
+from udr.encoder import BiEncoder, load_encoder
+from udr.errors import ArtifactError, ConfigError
+from udr.evaluation import Answer, EvaluationTable, answer_queries, build_table, read_answers, write_answers
+from udr.mining import choose_queries
+from udr.retriever import BM25Ranker, NoRanker, RandomRanker, Ranker, Retriever, build_dense_ranker, save_task
+from udr.types import Demonstration
+
+__all__ = ["evaluate", "index", "train_epr"]
+
+
+def index(run: Run) -> Path:
+    """Put the final encoder and each training task's pool, words and index into OUT/retriever."""
+    path = run.out / "retriever"
+    if not run.config.train.multi_task:
+        raise ConfigError("train.multi_task: false trains one encoder a task; a retriever folder holds one for all")
+    if not (path / "encoder" / "encoder.json").is_file():
+        source = encoder_folder(run, run.config.mining.rounds, "")
+        if not source.is_dir():
+            raise ArtifactError(f"{source}: not trained yet; run: udr train")
+        building = path / ".encoder.building"
+        shutil.rmtree(building, ignore_errors=True)
+        shutil.copytree(source, building)
+        building.rename(path / "encoder")
+    encoder = load_encoder(path / "encoder")
+    for name, data in run.tasks.items():
+        if not (path / "tasks" / name / "index" / "manifest.json").is_file():
+            save_task(path, data.spec, data.train, encoder)
+    return path
+
+
+def train_epr(run: Run, name: str) -> BiEncoder:
+    """The EPR baseline of one task: the same scores of round 0, one positive and one hard negative, one task alone.
+
+    Source: Rubin et al. 2022, arXiv 2112.08633. It gets as many epochs as the first round of the unified retriever.
+    """
+    folder = run.out / "epr" / name
+    if not (folder / "encoder.json").is_file():
+        tasks = ranked_tasks(run, [name], [0])
+        fit_and_save(
+            run, run.untrained_encoder(), tasks, folder, run.config.train.epochs, "epr", 0, f"EPR baseline: {name}"
+        )
+    return load_encoder(folder)
+
+
+def _ranker(run: Run, method: str, data: TaskData) -> Ranker:
+    name = data.spec.name
+    if method == "zero_shot":
+        return NoRanker()
+    if method == "random":
+        return RandomRanker(len(data.train), run.config.seed)
+    if method == "bm25":
+        return BM25Ranker(data.train)
+    if method == "encoder":
+        return build_dense_ranker(data.spec, data.train, run.untrained_encoder())
+    if method == "epr":
+        if name not in run.tasks:
+            raise ConfigError(f"evaluation.methods: epr is trained for one task at a time; {name} was not trained on")
+        return build_dense_ranker(data.spec, data.train, train_epr(run, name))
+    return build_dense_ranker(data.spec, data.train, load_encoder(encoder_folder(run, run.config.mining.rounds, name)))
+
+
+def evaluation_queries(data: TaskData, count: int, seed: int) -> list[Demonstration]:
+    """The test rows that are evaluated; a larger count keeps those of a smaller one.
+
+    Raises:
+        ConfigError: the task has no test rows.
+    """
+    if not data.test:
+        raise ConfigError(f"task {data.spec.name}: no rows of split test to evaluate on")
+    return choose_queries(data.test, count, seed)
+
+
+def evaluate(run: Run, methods: Sequence[str] = (), tasks: Sequence[str] = ()) -> EvaluationTable:
+    """Answer test queries with every method; write answers, table.json, table.md and plots; return the table.
+
+    Answers that stand already are not asked again; they are kept per method, task and settings.
+    """
+    settings = run.config.evaluation
+    methods = tuple(methods or settings.methods)
+    names = tuple(tasks or settings.tasks or run.config.tasks)
+    datas = [run.tasks.get(name) or run.load_task(name) for name in names]
+    answers: dict[str, dict[str, list[Answer]]] = {m: {} for m in methods}
+    started = time.monotonic()
+    for data in datas:
+        for method in methods:
+            answers[method][data.spec.name] = _answers(run, method, data)
+    table = build_table([d.spec for d in datas], answers, seed=run.config.seed, draws=settings.draws)
+    folder = run.out / "evaluation"
+    facts = {
+        "seed": run.config.seed,
+        "queries": settings.queries,
+        "k": settings.k,
+        "budget": settings.budget,
+        "seconds": round(time.monotonic() - started, 1),
+        "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
+        "models": read_json(run.out / "run.json"),
+    }
+    write_json(folder / "table.json", {**table.as_json(), "facts": facts})
+    write_atomically(folder / "table.md", (table.markdown() + "\n").encode())
+    from training.plots import plot_table
+
+    plot_table(table, folder / "table.png")
+    return table
+
+
+def _answers(run: Run, method: str, data: TaskData) -> list[Answer]:
+    settings = run.config.evaluation
+    name = data.spec.name
+    queries = evaluation_queries(data, settings.queries, run.config.seed)
+    path = run.out / "evaluation" / method / f"{name}.jsonl"
+    marks = {
+        "queries": [q.id for q in queries],
+        **settings.model_dump(mode="json", include={"budget", "k", "k_generation", "selection", "order"}),
+    }
+    stamp = path.with_suffix(".json")
+    if path.is_file() and stamp.is_file() and read_json(stamp) == marks:
+        return read_answers(path)
+    retriever = Retriever(data.spec, data.train, _ranker(run, method, data), run.config.seed)
+    answers = answer_queries(
+        retriever,
+        queries,
+        run.lm,
+        budget=settings.budget,
+        k=settings.k,
+        k_generation=settings.k_generation,
+        selection="top_k" if method in ("zero_shot", "random") else settings.selection,
+        arrange=settings.order,
+        progress=run.report(f"{method} on {name}"),
+    )
+    stamp.unlink(missing_ok=True)
+    write_answers(path, answers)
+    write_json(stamp, marks)
+    return answers

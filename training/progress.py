@@ -1,0 +1,56 @@
+"""Where long work tells how far it is: bars with an ETA on a terminal, a line every few seconds elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from training.run import Report
+from udr.types import Progress
+
+__all__ = ["reporting"]
+
+LINE_EVERY = 10.0  # seconds, where the output is no terminal
+
+
+@contextmanager
+def reporting(console: Console) -> Iterator[Report]:
+    """Give a function that starts a bar for each title."""
+    if not console.is_terminal:
+        yield lambda title: _lines(console, title)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+    )
+    with Bars(*columns, console=console) as bars:
+
+        def start(title: str) -> Progress:
+            task = bars.add_task(title, total=None)
+            return lambda done, total: bars.update(task, completed=done, total=total)
+
+        yield start
+
+
+def _lines(console: Console, title: str) -> Progress:
+    started = last = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if done < total and now - last < LINE_EVERY:
+            return
+        last = now
+        left = (now - started) / max(done, 1) * (total - done)
+        console.print(f"{title}: {done}/{total}, {now - started:.0f} s, ETA {left:.0f} s", highlight=False)
+
+    return tell

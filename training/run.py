@@ -1,0 +1,235 @@
+"""The pipeline's stages over one run folder: each reads files, writes files, and is skipped where its files stand.
+
+::
+
+    OUT/config.yaml                      the resolved settings; another run's settings are refused
+    OUT/run.json                         fingerprints of the LM and of the untrained encoder
+    OUT/round-N/TASK.proposed.jsonl      candidates
+    OUT/round-N/TASK.scored.jsonl        with LM scores and ranks
+    OUT/round-N/encoder/                 the bi-encoder after this round
+    OUT/epr/TASK/                        the baseline's encoders
+    OUT/retriever/                       the final encoder, and pool, index and words of each task
+    OUT/evaluation/                      answers, table, plots
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+from training.settings import RunConfig
+from udr.artifacts import read_json, write_atomically, write_json
+from udr.candidates import read_candidates, union, write_candidates
+from udr.config import load_config
+from udr.data import TaskData, open_task
+from udr.encoder import BiEncoder, build_encoder, load_encoder
+from udr.errors import ArtifactError, ConfigError, FingerprintMismatch
+from udr.evaluation import LanguageModel
+from udr.mining import choose_queries, drop_long, propose_bm25, propose_dense, sample, score_lists
+from udr.scoring.cache import CachedScorer, ScoreCache
+from udr.train import Objective, RankedTask, fit
+from udr.types import CandidateList, Progress
+
+__all__ = ["Run", "mine_and_train", "open_run", "propose", "score", "train"]
+
+Report = Callable[[str], Progress]  # a stage's title -> where its progress is told
+
+
+def silent(title: str) -> Progress:
+    """Tell nobody."""
+    return lambda done, total: None
+
+
+@dataclass
+class Run:
+    """One run folder, its settings, and the models loaded when first needed."""
+
+    config: RunConfig
+    report: Report = silent
+
+    @property
+    def out(self) -> Path:
+        return self.config.out
+
+    @cached_property
+    def tasks(self) -> dict[str, TaskData]:
+        """The training tasks, by name."""
+        return {d.spec.name: d for d in (self.load_task(name) for name in self.config.tasks)}
+
+    def load_task(self, name: str) -> TaskData:
+        return open_task(name, self.config.data)
+
+    @cached_property
+    def lm(self) -> LanguageModel:
+        settings = self.config.lm
+        if settings.name == "fake":
+            from udr.fakes import FakeLM
+
+            lm: LanguageModel = FakeLM()
+        else:
+            from udr.scoring.causal_lm import build_causal_lm
+
+            lm = build_causal_lm(**settings.model_dump())
+        self._check_fingerprint("lm", lm.fingerprint)
+        return lm
+
+    @cached_property
+    def scorer(self) -> CachedScorer:
+        path = self.config.scores or self.out.parent / "scores.sqlite"
+        return CachedScorer(self.lm, ScoreCache(path))
+
+    def untrained_encoder(self) -> BiEncoder:
+        encoder = build_encoder(**self.config.encoder.model_dump())
+        self._check_fingerprint("encoder", encoder.fingerprint)
+        return encoder
+
+    def round_folder(self, number: int) -> Path:
+        return self.out / f"round-{number}"
+
+    def _check_fingerprint(self, part: str, fingerprint: str) -> None:
+        """Refuse to mix feedback of two models in one run folder."""
+        path = self.out / "run.json"
+        known = read_json(path) if path.is_file() else {}
+        if known.setdefault(part, fingerprint) != fingerprint:
+            raise FingerprintMismatch(
+                f"{self.out} was begun with {part} {known[part]}, and {part}.name now is {fingerprint}; "
+                "give the run another out folder"
+            )
+        write_json(path, known)
+
+
+def open_run(config: RunConfig, report: Report = silent) -> Run:
+    """Open a run folder or begin one.
+
+    Raises:
+        ConfigError: the folder was begun with other settings of tasks, models, mining or training.
+    """
+    path = config.out / "config.yaml"
+    if path.is_file():
+        before = load_config(RunConfig, path)
+        for key in ("seed", "tasks", "lm", "encoder", "mining", "train"):
+            if key != "lm" and getattr(before, key) != getattr(config, key):
+                raise ConfigError(
+                    f"{path}: this run was begun with other settings under {key!r}; give another out=FOLDER"
+                )
+    write_atomically(path, config.dump_yaml().encode())
+    return Run(config, report)
+
+
+def propose(run: Run, number: int) -> None:
+    """Write the candidates of a round: lexical in round 0, by the encoder of the round before after that."""
+    mining, seed = run.config.mining, run.config.seed
+    encoders: dict[Path, BiEncoder] = {}
+    for name, data in run.tasks.items():
+        path = run.round_folder(number) / f"{name}.proposed.jsonl"
+        if path.is_file():
+            continue
+        fitting = drop_long(data.spec, data.train, run.lm, mining.max_tokens)
+        most = min(mining.queries or len(fitting), data.spec.train_cap or len(fitting))
+        queries = choose_queries(fitting, most, seed)
+        pool = choose_queries(fitting, mining.pool, seed + 1)
+        if number == 0:
+            lists = propose_bm25(data.spec, pool, queries, mining.candidates)
+        else:
+            folder = encoder_folder(run, number - 1, name)
+            if folder not in encoders:
+                encoders = {folder: load_encoder(folder)}
+            lists = propose_dense(data.spec, pool, queries, mining.candidates, encoders[folder])
+        write_candidates(path, sample(lists, mining.scored, seed + number))
+
+
+def score(run: Run, number: int) -> None:
+    """Let the LM score and rank every candidate of a round."""
+    for name, data in run.tasks.items():
+        path = run.round_folder(number) / f"{name}.scored.jsonl"
+        if not path.is_file():
+            lists = read_candidates(run.round_folder(number) / f"{name}.proposed.jsonl")
+            progress = run.report(f"round {number}: LM scores of {name}")
+            write_candidates(path, score_lists(data, lists, run.scorer, progress, run.config.mining.gold_only))
+
+
+def train(run: Run, number: int) -> None:
+    """Fit the bi-encoder on a round's lists, going on from the round before."""
+    rounds = range(number + 1) if run.config.mining.accumulate else [number]
+    if run.config.train.multi_task:
+        _train_one(run, number, list(run.tasks), rounds)
+    else:
+        for name in run.tasks:
+            _train_one(run, number, [name], rounds)
+
+
+def _train_one(run: Run, number: int, names: Sequence[str], rounds: Sequence[int]) -> None:
+    folder = encoder_folder(run, number, names[0])
+    if (folder / "encoder.json").is_file():
+        return
+    encoder = load_encoder(encoder_folder(run, number - 1, names[0])) if number else run.untrained_encoder()
+    epochs = run.config.train.round_epochs if number else run.config.train.epochs
+    title = f"round {number}: training" + ("" if run.config.train.multi_task else f" for {names[0]}")
+    fit_and_save(run, encoder, ranked_tasks(run, names, rounds), folder, epochs, "udr", number, title)
+
+
+def ranked_tasks(run: Run, names: Sequence[str], rounds: Sequence[int]) -> list[RankedTask]:
+    """The scored lists of some rounds, merged query by query."""
+    tasks = []
+    for name in names:
+        scored = [read_candidates(run.round_folder(n) / f"{name}.scored.jsonl") for n in rounds]
+        lists: Sequence[CandidateList] = union(scored) if len(scored) > 1 else scored[0]
+        tasks.append(RankedTask(run.tasks[name].spec, run.tasks[name].by_id, lists))
+    return tasks
+
+
+def fit_and_save(
+    run: Run,
+    encoder: BiEncoder,
+    tasks: Sequence[RankedTask],
+    folder: Path,
+    epochs: float,
+    objective: Objective,
+    number: int,
+    title: str,
+) -> None:
+    """Train with a checkpoint beside `folder`, then put the finished encoder there in one move."""
+    settings = run.config.train.model_dump()
+    for key in ("epochs", "round_epochs", "multi_task"):
+        settings.pop(key)
+    lists = sum(len(t.lists) for t in tasks)
+    checkpoint = folder.with_name(f"{folder.name}.checkpoint")
+    losses = fit(
+        encoder,
+        tasks,
+        steps=max(1, round(epochs * lists / settings["batch"])),
+        objective=objective,
+        seed=run.config.seed * 1000 + number,
+        checkpoint=checkpoint,
+        progress=run.report(title),
+        **cast(Any, settings),
+    )
+    building = folder.with_name(f".{folder.name}.building")
+    shutil.rmtree(building, ignore_errors=True)
+    encoder.save(building)
+    write_atomically(building / "losses.json", json.dumps(losses).encode())
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        building.rename(folder)
+    except OSError as error:
+        raise ArtifactError(f"{folder}: cannot be written ({error.strerror})") from None
+    checkpoint.unlink(missing_ok=True)
+
+
+def encoder_folder(run: Run, number: int, name: str) -> Path:
+    """Where the encoder that serves a task after a round lies."""
+    folder = run.round_folder(number)
+    return folder / "encoder" if run.config.train.multi_task else folder / f"encoder-{name}"
+
+
+def mine_and_train(run: Run) -> None:
+    """All rounds: propose, score, train."""
+    for number in range(run.config.mining.rounds + 1):
+        propose(run, number)
+        score(run, number)
+        train(run, number)

@@ -1,0 +1,63 @@
+"""Retrieval and prompts from the command line: open, answer, close."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from udr.data import open_task
+from udr.encoder import load_encoder
+from udr.errors import ConfigError
+from udr.retriever import Retriever, build_dense_ranker, load_retriever
+from udr.selection import ORDERS
+from udr.types import Query
+
+__all__ = ["make_prompts", "open_retriever"]
+
+
+def open_retriever(folder: Path, task: str) -> Retriever:
+    """A task the retriever holds, or any task file: its pool is encoded on the spot."""
+    if task.endswith((".jsonl", ".csv", ".parquet", ".yaml", ".yml")):
+        data = open_task(task)
+        encoder = load_encoder(folder / "encoder")
+        return Retriever(data.spec, data.train, build_dense_ranker(data.spec, data.train, encoder))
+    return load_retriever(folder, task)
+
+
+def make_prompts(
+    folder: Path,
+    task: str,
+    inputs: Sequence[str],
+    lm: str,
+    budget: int,
+    reserve: int,
+    k: int,
+    selection: str,
+    order: str,
+    answer: bool,
+) -> list[dict[str, Any]]:
+    """Finished prompts as JSON-like rows: text, tokens, demonstrations in prompt order, what was dropped and why.
+
+    Raises:
+        ConfigError: the LM reads fewer tokens than the budget.
+        PromptTooLong: an input alone exceeds the budget.
+    """
+    from udr.scoring.causal_lm import build_causal_lm
+
+    if order not in ORDERS:
+        raise ConfigError(f"--order: {order!r} is not one of {', '.join(ORDERS)}")
+    retriever = open_retriever(folder, task)
+    model = build_causal_lm(lm)
+    if budget > model.context_length:
+        raise ConfigError(f"--budget: {budget} tokens, and the LM {lm} reads {model.context_length}")
+    queries = [Query(f"query-{i}", text) for i, text in enumerate(inputs)]
+    rows = []
+    for query, found in zip(queries, retriever.retrieve(queries, 2 * k, selection=selection), strict=True):
+        prompt = retriever.prompt(query, found, model, budget, k=k, reserve=reserve, arrange=order)
+        row = asdict(prompt) | {"input": query.input}
+        if answer:
+            row["answer"] = model.generate([prompt.text], retriever.spec.max_new_tokens)[0]
+        rows.append(row)
+    return rows

@@ -1,0 +1,113 @@
+"""Every setting of the offline job; the defaults are the paper's choices (Li et al. 2023, arXiv 2305.04320)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from udr.config import StrictConfig
+
+__all__ = ["EncoderSettings", "EvaluationSettings", "LMSettings", "MiningSettings", "RunConfig", "TrainSettings"]
+
+Method = Literal["zero_shot", "random", "bm25", "encoder", "epr", "udr"]
+
+
+class LMSettings(StrictConfig):
+    """The frozen language model."""
+
+    name: str = ""  # a local folder or a hub name; `fake` is a deterministic stand-in without weights
+    revision: str = "main"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16
+    device: str = "auto"  # auto: the GPU if there is one
+    row_tokens: int = Field(default=256, ge=16)  # tokens in one forward pass; a GPU likes some thousands
+
+
+class EncoderSettings(StrictConfig):
+    """The sentence encoder both towers start from."""
+
+    name: str = ""  # a local folder or a hub name
+    shared: bool = False  # one network for both towers; the paper uses two
+    pooling: Literal["auto", "cls", "mean"] = "auto"  # auto: what the encoder was trained with
+    unit_norm: bool = True  # false is the paper's raw dot product (then temperature 1)
+    max_tokens: int = Field(default=256, ge=8)
+    instruction_tokens: int = Field(default=64, ge=0)  # of the instruction at most
+    query_instruction: bool = True  # false: the released code's variant
+    demonstration_instruction: bool = True  # false with query_instruction false: the paper's ablation
+    bfloat16: bool = False  # matrix products of the encoder
+    dropout: float | None = Field(default=None, ge=0, lt=1)  # while training; null: the encoder's own
+    freeze_embeddings: bool = False  # keep the word vectors as they are (cheaper, for small encoders)
+
+
+class MiningSettings(StrictConfig):
+    """Where candidates come from and how the LM judges them."""
+
+    rounds: int = Field(default=3, ge=0)  # re-mining iterations after the first, lexical one; 0: no mining
+    queries: int = Field(default=0, ge=0)  # training queries a task; 0: the whole train split (up to train_cap)
+    pool: int = Field(default=0, ge=0)  # propose from this many demonstrations only; 0: from all
+    candidates: int = Field(default=50, ge=2)  # K: the top of each proposal
+    scored: int = Field(default=0, ge=0)  # of those the LM scores this many, drawn uniformly; 0: all K
+    accumulate: bool = False  # train on the union of all rounds
+    gold_only: bool = False  # the released code's feedback: mean log-probability of the gold answer alone
+    max_tokens: int = Field(default=1024, ge=16)  # demonstrations longer than this with a like query are left out
+
+
+class TrainSettings(StrictConfig):
+    """How the bi-encoder is fitted."""
+
+    epochs: float = Field(default=30, gt=0)  # passes over all lists after the first proposal
+    round_epochs: float = Field(default=10, gt=0)  # after each re-mining
+    batch: int = Field(default=128, ge=1)  # queries of one task in a step
+    list_size: int = Field(default=8, ge=2)  # l: candidates of a query in a step
+    list_sampling: Literal["uniform", "stratified"] = "uniform"
+    rank_weight: float = Field(default=0.8, ge=0, le=1)  # of L_rank; the rest is L_ib; 0: no rank loss
+    pair_weight: Literal["lm_rank", "predicted_position"] = "lm_rank"
+    temperature: float = Field(default=0.05, gt=0)  # similarities are divided by it
+    lr: float = Field(default=1e-4, gt=0)
+    warmup: int = Field(default=500, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    multi_task: bool = True  # false: one encoder a task (the paper's ablation)
+    checkpoint_every: int = Field(default=100, ge=1)  # steps
+
+
+class EvaluationSettings(StrictConfig):
+    """How retrievers are compared."""
+
+    methods: tuple[Method, ...] = ("zero_shot", "random", "bm25", "encoder", "epr", "udr")
+    tasks: tuple[str, ...] = ()  # () means the training tasks; others are tasks the retriever never saw
+    queries: int = Field(default=0, ge=0)  # test queries a task; 0: all
+    budget: int = Field(default=2048, ge=16)  # tokens of a finished prompt, the answer included
+    k: int = Field(default=8, ge=1)  # demonstrations for classification and multiple choice
+    k_generation: int = Field(default=50, ge=1)  # at most this many for generation; the budget decides
+    selection: Literal["top_k", "mmr", "dpp", "coverage", "balanced"] = "top_k"
+    order: Literal["ascending", "descending", "random", "interleaved"] = "ascending"
+    draws: int = Field(default=1000, ge=100)  # of the bootstrap
+
+
+class RunConfig(StrictConfig):
+    """One run of the pipeline, from proposals to the table."""
+
+    out: Path
+    tasks: tuple[str, ...] = Field(min_length=1)  # registry names, manifest names or YAML files
+    data: Path | None = None  # folder with NAME.{parquet,jsonl,csv}; hub tasks need none
+    scores: Path | None = None  # the score cache; default: `scores.sqlite` beside the run folder
+    seed: int = 0
+    lm: LMSettings = LMSettings()
+    encoder: EncoderSettings = EncoderSettings()
+    mining: MiningSettings = MiningSettings()
+    train: TrainSettings = TrainSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+
+    @field_validator("tasks")
+    @classmethod
+    def _tasks_differ(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(tasks)) < len(tasks):
+            raise ValueError("a task is named twice")
+        return tasks
+
+    @model_validator(mode="after")
+    def _models_are_named(self) -> RunConfig:
+        if not self.lm.name or not self.encoder.name:
+            raise ValueError("lm.name and encoder.name must be set to a local folder or a hub name")
+        return self
