@@ -54,10 +54,10 @@ def read_candidates(path: Path) -> list[CandidateList]:
     """
     lists = []
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8").removesuffix("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error})") from None
-    for number, line in enumerate(text.split("\n")[:-1], 1):  # not splitlines: ids may hold other line breaks
+    for number, line in enumerate(text.split("\n") if text else [], 1):  # splitlines would cut ids at U+2028
         try:
             row = json.loads(line)
             candidates = tuple(Candidate(str(i), float(s), lm, rank) for i, s, lm, rank in row["candidates"])

@@ -90,12 +90,14 @@ class BiEncoder(nn.Module):
     def _compose(self, inputs: list[str], outputs: list[str] | None, instruction: str) -> list[list[int]]:
         if not inputs:
             return []
-        head = [self.tokenizer.cls_token_id, *self._ids([instruction])[0][: self.instruction_tokens]]
+        instruction_tokens = min(self.instruction_tokens, self.max_tokens // 4)  # so that all parts have room
+        answer_tokens = min(ANSWER_TOKENS, self.max_tokens // 2)
+        head = [self.tokenizer.cls_token_id, *self._ids([instruction])[0][:instruction_tokens]]
         tail = [self.tokenizer.sep_token_id]
         answers = self._ids(outputs) if outputs is not None else [[] for _ in inputs]
         composed = []
         for own, answer in zip(self._ids(inputs), answers, strict=True):
-            end = answer[:ANSWER_TOKENS] + tail
+            end = answer[:answer_tokens] + tail
             composed.append(head + own[: max(0, self.max_tokens - len(head) - len(end))] + end)
         return composed
 
@@ -251,9 +253,9 @@ def _own_pooling(name: str) -> Pooling:
             settings = Path(hf_hub_download(name, "1_Pooling/config.json"))
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError):
             return "mean"
-    if settings.is_file() and read_json(settings).get("pooling_mode_cls_token"):
-        return "cls"
-    return "mean"
+    stated = read_json(settings) if settings.is_file() else {}
+    # sentence-transformers 6 writes one word where earlier versions wrote a flag for each mode
+    return "cls" if stated.get("pooling_mode_cls_token") or stated.get("pooling_mode") == "cls" else "mean"
 
 
 def load_encoder(path: Path, device: str = "auto") -> BiEncoder:

@@ -103,8 +103,15 @@ def score_lists(
     progress: Progress | None = None,
     gold_only: bool = False,
 ) -> list[CandidateList]:
-    """Score every candidate with the LM and rank each list."""
+    """Score every candidate with the LM and rank each list.
+
+    Raises:
+        DataError: the lists were made over another pool.
+    """
     by_id = data.by_id
+    unknown = {i for one in lists for i in (one.query_id, *(c.demonstration_id for c in one.candidates))} - by_id.keys()
+    if unknown:
+        raise DataError(f"task {data.spec.name}: the candidate lists name {min(unknown)}, which the pool does not hold")
     pairs = [(by_id[c.demonstration_id], by_id[one.query_id]) for one in lists for c in one.candidates]
     scores = iter(score_pairs(data.spec, scorer, pairs, progress, gold_only).tolist())
     return [
