@@ -28,7 +28,9 @@ app.add_typer(lm_app, name="lm")
 console = Console(stderr=True)
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML settings of the run.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace the file's.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace the file's.")
+]
 Round = Annotated[int, typer.Option("--round", min=0, help="Mining round; 0 is the lexical one.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DataFolder = Annotated[Path | None, typer.Option("--data", help="Folder with NAME.parquet tables and manifest.json.")]
@@ -131,7 +133,10 @@ def retrieve(
     opened = open_retriever(retriever, task)
     found = opened.retrieve([Query(f"query-{i}", text) for i, text in enumerate(inputs)], k, selection=selection)
     rows = [
-        {"input": text, "demonstrations": [{**_demonstration(f.demonstration), "similarity": f.similarity} for f in own]}
+        {
+            "input": text,
+            "demonstrations": [{**_demonstration(f.demonstration), "similarity": f.similarity} for f in own],
+        }
         for text, own in zip(inputs, found, strict=True)
     ]
     lines = []
@@ -197,7 +202,9 @@ def tasks_show(name: str, data: DataFolder = None, as_json: Json = False) -> Non
 
 @tasks_app.command("check")
 def tasks_check(
-    files: Annotated[list[str] | None, typer.Argument(help="Task files or tables of yours; none: the registry.")] = None,
+    files: Annotated[
+        list[str] | None, typer.Argument(help="Task files or tables of yours; none: the registry.")
+    ] = None,
     data: DataFolder = None,
 ) -> None:
     """Check the registry, or tasks of yours with their data; exit 2 if something is wrong."""

@@ -35,7 +35,7 @@ class EncoderSettings(StrictConfig):
     instruction_tokens: int = Field(default=64, ge=0)  # of the instruction at most
     query_instruction: bool = True  # false: the released code's variant
     demonstration_instruction: bool = True  # false with query_instruction false: the paper's ablation
-    bfloat16: bool = False  # matrix products of the encoder
+    precision: Literal["float32", "bfloat16"] = "float32"  # of matrix products; weights and vectors stay float32
     dropout: float | None = Field(default=None, ge=0, lt=1)  # while training; null: the encoder's own
     freeze_embeddings: bool = False  # keep the word vectors as they are (cheaper, for small encoders)
 

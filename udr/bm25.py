@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,12 +19,12 @@ class BM25:
 
     def __init__(self, pool: Sequence[Demonstration], field: Literal["input", "output"] = "input") -> None:
         try:
-            import bm25s
+            bm25s: Any = import_module("bm25s")
         except ImportError:
             raise MissingDependencyError("bm25s", "train") from None
         self.field = field
         self._size = len(pool)
-        self._tokenise = lambda texts: bm25s.tokenize(
+        self._tokenise: Callable[[list[str]], list[list[str]]] = lambda texts: bm25s.tokenize(
             texts, token_pattern=r"(?u)\w+", stopwords=None, return_ids=False, show_progress=False
         )
         self._retriever = bm25s.BM25(method="lucene")

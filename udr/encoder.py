@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from udr.artifacts import fingerprint_files, read_json, write_json
@@ -18,6 +21,7 @@ from udr.types import Demonstration, FloatArray, Query
 __all__ = ["BiEncoder", "build_encoder", "load_encoder"]
 
 Pooling = Literal["cls", "mean"]
+Precision = Literal["float32", "bfloat16"]
 ANSWER_TOKENS = 64  # of a demonstration's answer at most, so that the input is never squeezed out
 DROPOUT_KEYS = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 PADDED_TOKENS = (1024, 65536)  # in one forward pass on a CPU (its caches are small) and on a GPU
@@ -28,8 +32,8 @@ class BiEncoder(nn.Module):
 
     Source: Li et al. 2023, arXiv 2305.04320, section 3.1. `shared` towers are one network. With `unit_norm` the
     vectors have length 1 and similarities are divided by a temperature while training. `query_instruction: false` is
-    the released code's variant, whose query tower does not read the instruction. With `bfloat16` matrix products run
-    in that type (about three times as fast on a CPU that knows it); weights and vectors stay float32.
+    the released code's variant, whose query tower does not read the instruction. With `precision: bfloat16` matrix
+    products run in that type (about three times as fast on a CPU that knows it); weights and vectors stay float32.
     """
 
     def __init__(
@@ -44,7 +48,7 @@ class BiEncoder(nn.Module):
         instruction_tokens: int = 64,
         query_instruction: bool = True,
         demonstration_instruction: bool = True,
-        bfloat16: bool = False,
+        precision: Precision = "float32",
         fingerprint: str = "unsaved",
     ) -> None:
         super().__init__()
@@ -57,7 +61,7 @@ class BiEncoder(nn.Module):
         self.instruction_tokens = instruction_tokens
         self.query_instruction = query_instruction
         self.demonstration_instruction = demonstration_instruction
-        self.bfloat16 = bfloat16
+        self.precision = precision
         self._fingerprint = fingerprint
 
     @property
@@ -69,8 +73,30 @@ class BiEncoder(nn.Module):
         return int(self.query_tower.config.hidden_size)  # type: ignore[union-attr, arg-type]
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the vectors beside the weights."""
+        return {
+            "pooling": self.pooling,
+            "unit_norm": self.unit_norm,
+            "max_tokens": self.max_tokens,
+            "instruction_tokens": self.instruction_tokens,
+            "query_instruction": self.query_instruction,
+            "demonstration_instruction": self.demonstration_instruction,
+            "precision": self.precision,
+        }
+
+    @property
     def fingerprint(self) -> str:
-        return self._fingerprint
+        """Hash of the files, or of the weights after training; then of the settings."""
+        settings = json.dumps(self.settings, sort_keys=True).encode()
+        return f"{self._fingerprint}-{hashlib.blake2b(settings, digest_size=4).hexdigest()}"
+
+    def refresh_fingerprint(self) -> None:
+        """Name changed weights anew, so that no index of the former ones takes their vectors."""
+        h = hashlib.blake2b(digest_size=8)
+        for weights in self.parameters():
+            h.update(weights.detach().cpu().numpy().tobytes())
+        self._fingerprint = f"unsaved-{h.hexdigest()}"
 
     @property
     def device(self) -> torch.device:
@@ -102,7 +128,9 @@ class BiEncoder(nn.Module):
         return composed
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
-        ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+        ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False, truncation=False, verbose=False)[
+            "input_ids"
+        ]
         return ids
 
     # -- token ids to vectors
@@ -122,7 +150,7 @@ class BiEncoder(nn.Module):
             tokens[i, : len(row)] = torch.tensor(row)
             mask[i, : len(row)] = 1
         tokens, mask = tokens.to(self.device), mask.to(self.device)
-        with autocast(self.device, self.bfloat16):
+        with autocast(self.device, self.precision == "bfloat16"):
             hidden = tower(input_ids=tokens, attention_mask=mask).last_hidden_state.float()  # (n, t, d)
         if self.pooling == "cls":
             vectors = hidden[:, 0]
@@ -149,23 +177,22 @@ class BiEncoder(nn.Module):
         return vectors
 
     def save(self, path: Path) -> None:
-        """Write towers, tokenizer and settings below `path`; the fingerprint is the hash of what was written."""
-        path.mkdir(parents=True, exist_ok=True)
-        self.query_tower.save_pretrained(path / "query")  # type: ignore[operator]
-        if not self.shared:
-            self.demonstration_tower.save_pretrained(path / "demonstration")  # type: ignore[operator]
-        self.tokenizer.save_pretrained(path / "query")
+        """Write towers, tokenizer and settings below `path`; the fingerprint is the hash of what was written.
+
+        Raises:
+            ArtifactError: the disk is full or the folder cannot be written.
+        """
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self.query_tower.save_pretrained(path / "query")  # type: ignore[operator]
+            if not self.shared:
+                self.demonstration_tower.save_pretrained(path / "demonstration")  # type: ignore[operator]
+            self.tokenizer.save_pretrained(path / "query")
+        except (OSError, SafetensorError) as error:
+            raise ArtifactError(f"{path}: the encoder cannot be written ({error})") from None
         self._fingerprint = _fingerprint(path, self.shared)
-        settings = {
-            "pooling": self.pooling,
-            "unit_norm": self.unit_norm,
-            "max_tokens": self.max_tokens,
-            "instruction_tokens": self.instruction_tokens,
-            "query_instruction": self.query_instruction,
-            "demonstration_instruction": self.demonstration_instruction,
-            "bfloat16": self.bfloat16,
-        }
-        write_json(path / "encoder.json", {"shared": self.shared, "fingerprint": self._fingerprint, "settings": settings})
+        stated = {"shared": self.shared, "fingerprint": self._fingerprint, "settings": self.settings}
+        write_json(path / "encoder.json", stated)
 
 
 def length_batches(ids: Sequence[Sequence[int]], tokens: int) -> Iterator[list[int]]:
@@ -195,7 +222,7 @@ def build_encoder(
     instruction_tokens: int = 64,
     query_instruction: bool = True,
     demonstration_instruction: bool = True,
-    bfloat16: bool = False,
+    precision: Precision = "float32",
     dropout: float | None = None,
     freeze_embeddings: bool = False,
     device: str = "auto",
@@ -233,7 +260,7 @@ def build_encoder(
         instruction_tokens=instruction_tokens,
         query_instruction=query_instruction,
         demonstration_instruction=demonstration_instruction,
-        bfloat16=bfloat16,
+        precision=precision,
         fingerprint=fingerprint_files(Path(name)) if Path(name).is_dir() else f"{name}@{tower.config._commit_hash}",
     )
 
@@ -267,8 +294,8 @@ def load_encoder(path: Path, device: str = "auto") -> BiEncoder:
     from transformers import AutoModel, AutoTokenizer
 
     saved = read_json(path / "encoder.json")
-    shared = bool(saved["shared"])
-    if _fingerprint(path, shared) != saved["fingerprint"]:
+    shared = bool(saved.get("shared"))
+    if not isinstance(saved.get("settings"), dict) or _fingerprint(path, shared) != saved.get("fingerprint"):
         raise ArtifactError(f"{path}: the encoder's files differ from what was saved; restore or train it again")
     query = AutoModel.from_pretrained(path / "query", dtype=torch.float32).to(_device(device))
     demonstration = query if shared else AutoModel.from_pretrained(path / "demonstration", dtype=torch.float32)

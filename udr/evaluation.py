@@ -20,7 +20,15 @@ from udr.significance import bootstrap_interval, paired_permutation
 from udr.tasks.spec import TaskSpec
 from udr.types import Demonstration, Generator, LMScorer, Progress, Tokenizer
 
-__all__ = ["Answer", "EvaluationTable", "LanguageModel", "answer_queries", "build_table", "read_answers", "write_answers"]
+__all__ = [
+    "Answer",
+    "EvaluationTable",
+    "LanguageModel",
+    "answer_queries",
+    "build_table",
+    "read_answers",
+    "write_answers",
+]
 
 
 class LanguageModel(LMScorer, Generator, Tokenizer, Protocol):
@@ -175,15 +183,11 @@ def build_table(
     for task in names:
         if len({tuple(a.query_id for a in answers[m][task]) for m in methods}) > 1:
             raise DataError(f"task {task}: the methods answered different queries")
-    scorers = {
-        (m, s.name): make_scorer(s.metric, *_columns(answers[m][s.name])) for m in methods for s in specs
-    }
+    scorers = {(m, s.name): make_scorer(s.metric, *_columns(answers[m][s.name])) for m in methods for s in specs}
     sizes = {t: len(answers[methods[0]][t]) for t in names}
     groups = _groups(specs)
     scores = {m: {t: scorers[m, t](np.arange(sizes[t])) for t in names} for m in methods}
-    intervals = {
-        m: {t: bootstrap_interval(scorers[m, t], sizes[t], seed, draws) for t in names} for m in methods
-    }
+    intervals = {m: {t: bootstrap_interval(scorers[m, t], sizes[t], seed, draws) for t in names} for m in methods}
     for m in methods:
         samples = _task_samples([scorers[m, t] for t in names], [sizes[t] for t in names], seed, draws)
         for group, members in groups.items():
@@ -225,9 +229,7 @@ def _groups(specs: Sequence[TaskSpec]) -> dict[str, list[str]]:
     return groups
 
 
-def _task_samples(
-    scorers: Sequence[Callable[[Any], float]], sizes: Sequence[int], seed: int, draws: int
-) -> np.ndarray:
+def _task_samples(scorers: Sequence[Callable[[Any], float]], sizes: Sequence[int], seed: int, draws: int) -> np.ndarray:
     """Scores on resampled test sets, (draws, tasks)."""
     rng = np.random.default_rng(seed)
     return np.array(

@@ -61,9 +61,7 @@ def _lists(
     for query, own_rows, own_scores in zip(queries, rows, scores, strict=True):
         found = [pool[r] for r in own_rows if r >= 0]
         keep = _exclude(query, found)[:k]
-        lists.append(
-            CandidateList(task, query.id, tuple(Candidate(found[i].id, float(own_scores[i])) for i in keep))
-        )
+        lists.append(CandidateList(task, query.id, tuple(Candidate(found[i].id, float(own_scores[i])) for i in keep)))
     return lists
 
 

@@ -138,17 +138,13 @@ class Retriever:
                 for i, r in enumerate(own_rows)
                 if r >= 0 and self.pool[r].id != query.id and self.pool[r].query.content_hash != query.content_hash
             ][:wide]
-            found = [
-                Retrieved(self.pool[own_rows[i]], float(own_scores[i]), rank) for rank, i in enumerate(keep, 1)
-            ]
+            found = [Retrieved(self.pool[own_rows[i]], float(own_scores[i]), rank) for rank, i in enumerate(keep, 1)]
             if selection != "top_k" and found:
                 found = self._select(query, found, own_rows[keep], k, selection)
             results.append(found[:k])
         return results
 
-    def _select(
-        self, query: Query, found: list[Retrieved], rows: IntArray, k: int, selection: str
-    ) -> list[Retrieved]:
+    def _select(self, query: Query, found: list[Retrieved], rows: IntArray, k: int, selection: str) -> list[Retrieved]:
         vectors_of = getattr(self.ranker, "vectors", None)  # lexical rankers have none
         chosen = select(
             selection,

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Literal
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from udr.artifacts import fsync_folder
 from udr.encoder import BiEncoder
-from udr.errors import DataError
+from udr.errors import ArtifactError, DataError
 from udr.losses import PairWeight, epr_loss, udr_loss
 from udr.prompt import for_encoder
 from udr.tasks.spec import TaskSpec
@@ -47,9 +48,7 @@ class Batch:
     masked: Tensor  # (b, u) false negatives
 
 
-def draw(
-    candidates: Sequence[Candidate], size: int, how: ListSampling, rng: np.random.Generator
-) -> list[Candidate]:
+def draw(candidates: Sequence[Candidate], size: int, how: ListSampling, rng: np.random.Generator) -> list[Candidate]:
     """Take `size` candidates of a list ranked best first.
 
     `uniform` is the paper's choice; `stratified` takes one of the best 5, one of the worst 5, the rest between.
@@ -115,7 +114,8 @@ class _Sampler:
         golds = [by_id[one.query_id] for one in chosen]
         hidden = {i: (by_id[i].query.content_hash, by_id[i].content_hash) for i in columns}
         masked = [
-            [x == g.query.content_hash or z == g.content_hash or i == g.id for i, (x, z) in hidden.items()] for g in golds
+            [x == g.query.content_hash or z == g.content_hash or i == g.id for i, (x, z) in hidden.items()]
+            for g in golds
         ]
         return Batch(
             queries=[self._token_ids(t, g, of_query=True) for g in golds],
@@ -166,6 +166,7 @@ def fit(
 
     Raises:
         DataError: no list holds two scored candidates.
+        ArtifactError: the checkpoint cannot be written, or is damaged.
     """
     sampler = _Sampler(
         encoder,
@@ -199,6 +200,7 @@ def fit(
         if progress:
             progress(step + 1, steps)
     encoder.eval()
+    encoder.refresh_fingerprint()
     return losses
 
 
@@ -226,7 +228,6 @@ def _store(
     schedule: torch.optim.lr_scheduler.LambdaLR,
     step: int,
 ) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     state = {
         "encoder": encoder.state_dict(),
@@ -234,12 +235,16 @@ def _store(
         "schedule": schedule.state_dict(),
         "step": step,
     }
-    with temporary.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    fsync_folder(path.parent)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        fsync_folder(path.parent)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        raise ArtifactError(f"{path}: the checkpoint cannot be written ({str(error).partition(chr(10))[0]})") from None
 
 
 def _restore(
@@ -251,8 +256,13 @@ def _restore(
     """Load a checkpoint if there is one; return the step to go on with."""
     if not path.is_file():
         return 0
-    state = torch.load(path, map_location=encoder.device, weights_only=True)
-    encoder.load_state_dict(state["encoder"])
-    optimizer.load_state_dict(state["optimizer"])
-    schedule.load_state_dict(state["schedule"])
-    return int(state["step"])
+    try:
+        state = torch.load(path, map_location=encoder.device, weights_only=True)
+        encoder.load_state_dict(state["encoder"])
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        return int(state["step"])
+    except (OSError, RuntimeError, ValueError, LookupError, EOFError, UnpicklingError):
+        raise ArtifactError(
+            f"{path}: the checkpoint is damaged or of another encoder; delete it to begin anew"
+        ) from None

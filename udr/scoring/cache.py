@@ -27,7 +27,10 @@ def score_key(fingerprint: str, context: str, continuation: str) -> bytes:
 
 
 class ScoreCache:
-    """A SQLite table key → (nats, tokens); several processes may read and write, and a killed one loses nothing committed."""
+    """A SQLite table key → (nats, tokens).
+
+    Several processes may read and write; a killed one loses nothing committed.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -170,7 +170,9 @@ class CausalLM:
             (row,) = pack(contexts, ends, 10_000)
             together = np.zeros(3)
             np.add.at(together, row.requests, self._score_row(row))
-            alone = [float(sum(self._score_row(r))) for c, e in zip(contexts, ends, strict=True) for r in pack([c], [e], 99)]
+            alone = [
+                float(sum(self._score_row(r))) for c, e in zip(contexts, ends, strict=True) for r in pack([c], [e], 99)
+            ]
         except (TypeError, ValueError, RuntimeError, NotImplementedError, AttributeError):
             return False
         tolerance = 1e-3 if self.model.dtype == torch.float32 else 0.3
@@ -181,8 +183,15 @@ class CausalLM:
         """End-of-text marks and every token with a newline in it."""
         stops = {self.tokenizer.eos_token_id} - {None}
         ids = list(range(len(self.tokenizer)))
-        stops.update(i for i, text in zip(ids, self.tokenizer.batch_decode([[i] for i in ids]), strict=True) if "\n" in text)
+        stops.update(
+            i for i, text in zip(ids, self.tokenizer.batch_decode([[i] for i in ids]), strict=True) if "\n" in text
+        )
         return sorted(stops)
+
+    def _until_stop(self, ids: list[int]) -> list[int]:
+        """Cut what follows the first stop: padding, which some tokenizers would read as text."""
+        stop = next((i for i, token in enumerate(ids) if token in self._stop_ids), len(ids))
+        return ids[: stop + 1]
 
     @torch.inference_mode()
     def generate(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
@@ -204,7 +213,9 @@ class CausalLM:
             width = max(len(ids[i]) for i in chosen)
             pad = self.tokenizer.pad_token_id or 0
             tokens = torch.tensor([[pad] * (width - len(ids[i])) + ids[i] for i in chosen], device=self.model.device)
-            mask = torch.tensor([[0] * (width - len(ids[i])) + [1] * len(ids[i]) for i in chosen], device=self.model.device)
+            mask = torch.tensor(
+                [[0] * (width - len(ids[i])) + [1] * len(ids[i]) for i in chosen], device=self.model.device
+            )
             out = self.model.generate(
                 input_ids=tokens,
                 attention_mask=mask,
@@ -218,7 +229,7 @@ class CausalLM:
                 pad_token_id=pad,
             )
             for i, row_ids in zip(chosen, out[:, width:], strict=True):
-                text = self.tokenizer.decode(row_ids, skip_special_tokens=True)
+                text = self.tokenizer.decode(self._until_stop(row_ids.tolist()), skip_special_tokens=True)
                 answers[i] = text.lstrip(" ").split("\n")[0].strip()
         return answers
 

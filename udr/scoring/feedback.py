@@ -72,7 +72,11 @@ def score_pairs(
 
 
 def choose_options(
-    spec: TaskSpec, scorer: LMScorer, contexts: Sequence[str], queries: Sequence[Query], progress: Progress | None = None
+    spec: TaskSpec,
+    scorer: LMScorer,
+    contexts: Sequence[str],
+    queries: Sequence[Query],
+    progress: Progress | None = None,
 ) -> list[int]:
     """The option the LM prefers after each finished prompt: argmax of the normalised log-likelihood."""
     chosen: list[int] = []

@@ -31,7 +31,9 @@ class TokenRow:
     requests: IntArray  # (s,) which request it counts for
 
 
-def pack(contexts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], row_tokens: int) -> Iterator[TokenRow]:
+def pack(
+    contexts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], row_tokens: int
+) -> Iterator[TokenRow]:
     """Cut requests into rows of about `row_tokens` nodes (one longer request is a row of its own).
 
     Every context and every continuation must hold at least one token: the first scored token needs a predecessor.
@@ -92,7 +94,7 @@ def _build(
 
 
 def ancestor_mask(row: TokenRow, window: int | None = None) -> NDArray[np.bool_]:
-    """Who may attend to whom, (r, r): a node sees itself and its ancestors, the last `window` of them if one is given."""
+    """Who may attend to whom, (r, r): a node sees itself and its ancestors, the last `window` tokens if given."""
     r = len(row.tokens)
     mask = np.zeros((r, r), dtype=np.bool_)
     for i, parent in enumerate(row.parents):

@@ -54,7 +54,7 @@ class Source(StrictConfig):
     revision: str = "main"
     config: str = ""
     splits: dict[str, str] = Field(default_factory=lambda: {"train": "train", "test": "test"})  # ours -> theirs
-    columns: dict[str, str] = Field(default_factory=dict)  # input, output, choices, references -> theirs or a {template}
+    columns: dict[str, str] = Field(default_factory=dict)  # input, output, … -> theirs or a {template}
     bigbench: str = ""  # folder below bigbench/benchmark_tasks
 
 
