@@ -112,8 +112,8 @@ def open_run(config: RunConfig, report: Report = silent) -> Run:
     path = config.out / "config.yaml"
     if path.is_file():
         before = load_config(RunConfig, path)
-        for key in ("seed", "tasks", "lm", "encoder", "mining", "train"):
-            if key != "lm" and getattr(before, key) != getattr(config, key):
+        for key in ("seed", "tasks", "encoder", "mining", "train"):  # the LM is known by its fingerprint
+            if getattr(before, key) != getattr(config, key):
                 raise ConfigError(
                     f"{path}: this run was begun with other settings under {key!r}; give another out=FOLDER"
                 )

@@ -64,10 +64,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error.__class__.__name__}: {error})") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2026-13-40
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}{line}: not YAML ({getattr(error, 'problem', error)})") from None
+        problem = getattr(error, "problem", None) or str(error).split("\n")[0]
+        raise ConfigError(f"{path}{line}: not YAML ({problem})") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected `key: value` lines at the top level")
     return values
@@ -92,6 +93,6 @@ def load_config(cls: type[C], path: Path | None = None, overrides: Sequence[str]
                 raise ConfigError(f"override {override!r}: {parent} is not a group of settings")
         try:
             node[leaf] = yaml.safe_load(raw)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):
             raise ConfigError(f"override {override!r}: the value is not YAML") from None
     return cls.parse(values, str(path) if path else "settings")

@@ -80,7 +80,8 @@ def sari(predictions: Sequence[str], references: References, inputs: Sequence[st
     SARI = (F1_add + F1_keep + P_delete) / 3, each averaged over n-grams of 1 to 4 words. Xu et al. 2016, Optimizing
     Statistical Machine Translation for Text Simplification, TACL 4, section 4. Words are lower-case 13a tokens. As in
     tensor2tensor and Hugging Face evaluate, 0/0 counts as 1 (nothing to do and nothing done is right) and the recall
-    of keep is over all n-grams to keep; the authors' script takes 0 and a mean over n-gram types, and reads a little lower.
+    of keep is over all n-grams to keep; the authors' script takes 0 and a mean over n-gram types, and reads a little
+    lower.
 
     Raises:
         MissingDependencyError: sacrebleu, whose tokenizer is used, is not installed.

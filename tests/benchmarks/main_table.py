@@ -1,0 +1,76 @@
+"""The main table: every method on the tasks of main.yaml, the unseen tasks, and the ablations.
+
+    python tests/benchmarks/main_table.py main|unseen|ablations [key=value ...]
+
+`key=value` replaces settings of main.yaml (data=, lm.name=, encoder.name=, out=). Each part resumes where it was.
+Results: results/main.json, unseen.json, ablations.json.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from record import write_result
+from rich.console import Console
+
+from training.evaluate import evaluate, index
+from training.progress import reporting
+from training.run import mine_and_train, open_run
+from training.settings import RunConfig
+from udr.config import load_config
+from udr.evaluation import EvaluationTable, build_table, read_answers
+
+CONFIG = Path(__file__).parent / "main.yaml"
+# one task of four families each, none trained on
+UNSEEN = ("sentiment_medicine", "presuppositions", "winowhy", "e2e_nlg")
+ABLATIONS = {
+    "no_instruction": ("encoder.query_instruction=false", "encoder.demonstration_instruction=false"),
+    "single_task": ("train.multi_task=false",),
+    "no_rank_loss": ("train.rank_weight=0",),
+    "no_mining": ("mining.rounds=0",),
+}
+
+
+def run_one(overrides: list[str], methods: tuple[str, ...] = (), tasks: tuple[str, ...] = ()) -> EvaluationTable:
+    config = load_config(RunConfig, CONFIG, overrides)
+    with reporting(Console(stderr=True)) as report:
+        run = open_run(config, report)
+        mine_and_train(run)
+        if config.train.multi_task:
+            index(run)
+        return evaluate(run, methods, tasks)
+
+
+def ablations(overrides: list[str]) -> EvaluationTable:
+    """The full method against each of its ablations, all as `udr`, in one table."""
+    config = load_config(RunConfig, CONFIG, overrides)
+    answers = {}
+    for name, changes in [*ABLATIONS.items(), ("full", ())]:
+        out = config.out if name == "full" else config.out.with_name(f"{config.out.name}-{name}")
+        run_one([*overrides, *changes, f"out={out}"], ("udr",))
+        answers[name] = {t: read_answers(out / "evaluation" / "udr" / f"{t}.jsonl") for t in config.tasks}
+    with reporting(Console(stderr=True)) as report:
+        run = open_run(config, report)
+        return build_table([d.spec for d in run.tasks.values()], answers, seed=config.seed)
+
+
+def main() -> None:
+    part, *overrides = sys.argv[1:]
+    started = time.monotonic()
+    if part == "main":
+        table = run_one(overrides)
+    elif part == "unseen":
+        table = run_one(overrides, ("random", "bm25", "encoder", "udr"), UNSEEN)
+    else:
+        table = ablations(overrides)
+    seconds = round(time.monotonic() - started)
+    config = load_config(RunConfig, CONFIG, overrides)
+    settings = config.model_dump(mode="json", exclude={"out", "scores", "data", "lm", "encoder"})
+    print(table.markdown())
+    print(write_result(part, {"seconds": seconds, "settings": settings, **table.as_json()}))
+
+
+if __name__ == "__main__":
+    main()
