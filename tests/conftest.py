@@ -81,11 +81,11 @@ def _tokenizer(kind: str) -> Any:
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
-    specials = {"gpt2": ["<|endoftext|>"], "llama": ["<unk>", "<s>", "</s>"], "gemma3": ["<pad>", "<eos>", "<bos>"]}[kind]
+    specials = {"gpt2": [], "llama": ["<unk>", "<s>", "</s>"], "gemma3": ["<pad>", "<eos>", "<bos>"]}[kind]
     tokenizer = Tokenizer(models.BPE())
     if kind == "gemma3":  # spaces become marks, none is put in front
         tokenizer.normalizer = normalizers.Replace(" ", "▁")
-        tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+        tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
         tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse()])
     elif kind == "llama":  # a space is invented in front of a text
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
@@ -99,7 +99,8 @@ def _tokenizer(kind: str) -> Any:
         vocab_size=400, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(SENTENCES, trainer)
-    if kind == "gpt2":
+    if kind == "gpt2":  # its mark comes last: id 0 is a letter, and there is no padding
+        tokenizer.add_special_tokens(["<|endoftext|>"])
         return PreTrainedTokenizerFast(
             tokenizer_object=tokenizer, bos_token="<|endoftext|>", eos_token="<|endoftext|>", model_max_length=10**6
         )
@@ -119,10 +120,18 @@ def _model(kind: str, vocabulary: int) -> Any:
     from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, LlamaConfig
 
     torch.manual_seed(7)
-    common: dict[str, Any] = {"vocab_size": vocabulary, "initializer_range": 0.3}
+    common: dict[str, Any] = {"vocab_size": vocabulary, "initializer_range": 0.3, "tie_word_embeddings": False}
     config: Any
     if kind == "gpt2":
-        config = GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=256, bos_token_id=0, eos_token_id=0, **common)
+        config = GPT2Config(
+            n_embd=32,
+            n_layer=2,
+            n_head=4,
+            n_positions=256,
+            bos_token_id=vocabulary - 1,
+            eos_token_id=vocabulary - 1,
+            **common,
+        )
     else:
         common |= {
             "hidden_size": 32,

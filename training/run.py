@@ -75,6 +75,12 @@ class Run:
             from udr.scoring.causal_lm import build_causal_lm
 
             lm = build_causal_lm(**settings.model_dump())
+        for key, tokens in (
+            ("evaluation.budget", self.config.evaluation.budget),
+            ("mining.max_tokens", self.config.mining.max_tokens),
+        ):
+            if tokens > lm.context_length:
+                raise ConfigError(f"{key}: {tokens} tokens, and the LM {settings.name} reads {lm.context_length}")
         self._check_fingerprint("lm", lm.fingerprint)
         return lm
 
@@ -131,8 +137,10 @@ def propose(run: Run, number: int) -> None:
             continue
         fitting = drop_long(data.spec, data.train, run.lm, mining.max_tokens)
         most = min(mining.queries or len(fitting), data.spec.train_cap or len(fitting))
-        queries = choose_queries(fitting, most, seed)
-        pool = choose_queries(fitting, mining.pool, seed + 1)
+        order = choose_queries(fitting, 0, seed)
+        start = number * most if mining.fresh_queries else 0
+        queries = [order[i % len(order)] for i in range(start, start + most)]
+        pool = choose_queries(fitting, mining.pool, seed + 1 + (number if mining.fresh_queries else 0))
         if number == 0:
             lists = propose_bm25(data.spec, pool, queries, mining.candidates)
         else:

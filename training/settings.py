@@ -45,6 +45,7 @@ class MiningSettings(StrictConfig):
 
     rounds: int = Field(default=3, ge=0)  # re-mining iterations after the first, lexical one; 0: no mining
     queries: int = Field(default=0, ge=0)  # training queries a task; 0: the whole train split (up to train_cap)
+    fresh_queries: bool = False  # each round draws other queries: where LM calls are dear they teach more than old ones
     pool: int = Field(default=0, ge=0)  # propose from this many demonstrations only; 0: from all
     candidates: int = Field(default=50, ge=2)  # K: the top of each proposal
     scored: int = Field(default=0, ge=0)  # of those the LM scores this many, drawn uniformly; 0: all K

@@ -77,11 +77,15 @@ def _read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     raise DataError(f"{path}:{reader.line_num}: not UTF-8")
                 yield reader.line_num, dict(row)
         except csv.Error as error:
-            raise DataError(f"{path}:{reader.line_num}: not CSV ({error})") from None
+            raise DataError(f"{path}:{reader.reader.line_num}: not CSV ({error})") from None
 
 
 def _has_surrogates(text: str) -> bool:
-    return any("\ud800" <= character <= "\udfff" for character in text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -39,7 +39,7 @@ def drop_long(spec: TaskSpec, pool: Sequence[Demonstration], tokenizer: Tokenize
     """
     kept = [d for d in pool if len(tokenizer.encode(render(spec, [d], d.query))) <= limit]
     if not kept:
-        raise DataError(f"task {spec.name}: no demonstration and query fit {limit} tokens; raise score.max_tokens")
+        raise DataError(f"task {spec.name}: no demonstration and query fit {limit} tokens; raise mining.max_tokens")
     return kept
 
 
