@@ -48,8 +48,9 @@ def _print(value: Any, as_json: bool, text: str) -> None:
 def _run(config: Path, overrides: list[str] | None, *stages: str, number: int = 0) -> Any:
     from training import evaluate as evaluation
     from training import run as pipeline
-    from training.progress import reporting
+    from training.progress import hush_transformers, reporting
 
+    hush_transformers()
     settings = load_config(RunConfig, config, overrides or ())
     with reporting(console) as report:
         run = pipeline.open_run(settings, report)
@@ -112,8 +113,10 @@ def quickstart(
     out: Annotated[Path, typer.Option(help="Folder for models, data and the run.")] = Path("quickstart"),
 ) -> None:
     """The main job on real parts: Gemma 3 270M, MiniLM and BIG-bench tasks, from nothing to an answered prompt."""
+    from training.progress import hush_transformers
     from training.quickstart import quickstart as start
 
+    hush_transformers()
     start(out, console)
 
 
@@ -127,9 +130,11 @@ def retrieve(
     as_json: Json = False,
 ) -> None:
     """Demonstrations for new inputs, best first."""
+    from training.progress import hush_transformers
     from training.serve_once import open_retriever
     from udr.types import Query
 
+    hush_transformers()
     opened = open_retriever(retriever, task)
     found = opened.retrieve([Query(f"query-{i}", text) for i, text in enumerate(inputs)], k, selection=selection)
     rows = [
@@ -161,8 +166,10 @@ def prompt(
     as_json: Json = False,
 ) -> None:
     """The finished prompt for new inputs, within a token budget."""
+    from training.progress import hush_transformers
     from training.serve_once import make_prompts
 
+    hush_transformers()
     rows = make_prompts(retriever, task, inputs, lm, budget, reserve, k, selection, order, answer)
     texts = []
     for row in rows:

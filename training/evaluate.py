@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from training.run import Run, encoder_folder, fit_and_save, ranked_tasks
+from training.run import Run, encoder_folder, fit_and_save, is_trained, ranked_tasks, rounds_of
 from udr.artifacts import read_json, write_atomically, write_json
 from udr.data import TaskData
 from udr.encoder import BiEncoder, load_encoder
@@ -42,16 +44,20 @@ def index(run: Run) -> Path:
 
 
 def train_epr(run: Run, name: str) -> BiEncoder:
-    """The EPR baseline of one task: the same scores of round 0, one positive and one hard negative, one task alone.
+    """The EPR baseline of one task, alone: one positive and one hard negative of each list, a contrastive loss.
 
-    Source: Rubin et al. 2022, arXiv 2112.08633. It gets as many epochs as the first round of the unified retriever.
+    Source: Rubin et al. 2022, arXiv 2112.08633. It learns from the same LM scores as the unified retriever (all
+    rounds) and visits as many lists of its task as that one did.
     """
     folder = run.out / "epr" / name
-    if not (folder / "encoder.json").is_file():
-        tasks = ranked_tasks(run, [name], [0])
-        fit_and_save(
-            run, run.untrained_encoder(), tasks, folder, run.config.train.epochs, "epr", 0, f"EPR baseline: {name}"
-        )
+    if not is_trained(folder):
+        settings = run.config.train
+        rounds = range(run.config.mining.rounds + 1)
+        lists = [len(ranked_tasks(run, [name], rounds_of(run, n))[0].lists) for n in rounds]
+        visits = sum((settings.round_epochs if n else settings.epochs) * lists[n] for n in rounds)
+        tasks = ranked_tasks(run, [name], rounds)
+        epochs = visits / len(tasks[0].lists)
+        fit_and_save(run, run.untrained_encoder(), tasks, folder, epochs, "epr", 0, f"EPR baseline: {name}")
     return load_encoder(folder)
 
 
@@ -66,8 +72,6 @@ def _ranker(run: Run, method: str, data: TaskData) -> Ranker:
     if method == "encoder":
         return build_dense_ranker(data.spec, data.train, run.untrained_encoder())
     if method == "epr":
-        if name not in run.tasks:
-            raise ConfigError(f"evaluation.methods: epr is trained for one task at a time; {name} was not trained on")
         return build_dense_ranker(data.spec, data.train, train_epr(run, name))
     return build_dense_ranker(data.spec, data.train, load_encoder(encoder_folder(run, run.config.mining.rounds, name)))
 
@@ -92,6 +96,9 @@ def evaluate(run: Run, methods: Sequence[str] = (), tasks: Sequence[str] = ()) -
     methods = tuple(methods or settings.methods)
     names = tuple(tasks or settings.tasks or run.config.tasks)
     datas = [run.tasks.get(name) or run.load_task(name) for name in names]
+    unseen = [d.spec.name for d in datas if d.spec.name not in run.tasks]
+    if unseen and "epr" in methods:
+        raise ConfigError(f"evaluation.methods: epr is trained for one task at a time; {unseen[0]} was not trained on")
     answers: dict[str, dict[str, list[Answer]]] = {m: {} for m in methods}
     started = time.monotonic()
     for data in datas:
@@ -108,12 +115,24 @@ def evaluate(run: Run, methods: Sequence[str] = (), tasks: Sequence[str] = ()) -
         "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
         "models": read_json(run.out / "run.json"),
     }
-    write_json(folder / "table.json", {**table.as_json(), "facts": facts})
-    write_atomically(folder / "table.md", (table.markdown() + "\n").encode())
+    _write_table(folder, table, facts)
+    return table
+
+
+def _write_table(folder: Path, table: EvaluationTable, facts: dict[str, Any]) -> None:
+    """Write the table's three files, table.json last; leave them as they are if they say all this already."""
     from training.plots import plot_table
 
+    path = folder / "table.json"
+    content = json.loads(json.dumps({**table.as_json(), "facts": facts}))
+    if path.is_file():
+        before = read_json(path)
+        took = before.get("facts", {}).get("seconds")  # not the time of looking at answers that stand already
+        if before == {**content, "facts": {**facts, "seconds": took}}:
+            return
+    write_atomically(folder / "table.md", (table.markdown() + "\n").encode())
     plot_table(table, folder / "table.png")
-    return table
+    write_json(path, content)
 
 
 def _answers(run: Run, method: str, data: TaskData) -> list[Answer]:

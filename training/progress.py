@@ -13,9 +13,21 @@ from rich.progress import Progress as Bars
 from training.run import Report
 from udr.types import Progress
 
-__all__ = ["reporting"]
+__all__ = ["hush_transformers", "reporting"]
 
 LINE_EVERY = 10.0  # seconds, where the output is no terminal
+
+
+def hush_transformers() -> None:
+    """Keep the bars and remarks of transformers on loading and saving off the terminal; downloads stay shown."""
+    try:
+        from huggingface_hub.utils import enable_progress_bars
+        from transformers.utils import logging
+    except ImportError:
+        return
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    enable_progress_bars()  # of the hub, which the first line stops too
 
 
 @contextmanager

@@ -106,16 +106,19 @@ class Run:
                 f"{self.out} was begun with {part} {known[part]}, and {part}.name now is {fingerprint}; "
                 "give the run another out folder"
             )
-        write_json(path, known)
+        if not path.is_file() or read_json(path) != known:
+            write_json(path, known)
 
 
 def open_run(config: RunConfig, report: Report = silent) -> Run:
     """Open a run folder or begin one.
 
     Raises:
-        ConfigError: the folder was begun with other settings of tasks, models, mining or training.
+        ConfigError: the folder was begun with other settings of tasks, encoder, mining or training.
+        FingerprintMismatch: the folder was begun with another LM.
     """
     path = config.out / "config.yaml"
+    run = Run(config, report)
     if path.is_file():
         before = load_config(RunConfig, path)
         for key in ("seed", "tasks", "encoder", "mining", "train"):  # the LM is known by its fingerprint
@@ -123,8 +126,12 @@ def open_run(config: RunConfig, report: Report = silent) -> Run:
                 raise ConfigError(
                     f"{path}: this run was begun with other settings under {key!r}; give another out=FOLDER"
                 )
-    write_atomically(path, config.dump_yaml().encode())
-    return Run(config, report)
+        if before.lm != config.lm:
+            _ = run.lm  # another model is refused here: a finished run would never load it
+    content = config.dump_yaml().encode()
+    if not path.is_file() or path.read_bytes() != content:
+        write_atomically(path, content)
+    return run
 
 
 def propose(run: Run, number: int) -> None:
@@ -163,22 +170,26 @@ def score(run: Run, number: int) -> None:
 
 def train(run: Run, number: int) -> None:
     """Fit the bi-encoder on a round's lists, going on from the round before."""
-    rounds = range(number + 1) if run.config.mining.accumulate else [number]
     if run.config.train.multi_task:
-        _train_one(run, number, list(run.tasks), rounds)
+        _train_one(run, number, list(run.tasks))
     else:
         for name in run.tasks:
-            _train_one(run, number, [name], rounds)
+            _train_one(run, number, [name])
 
 
-def _train_one(run: Run, number: int, names: Sequence[str], rounds: Sequence[int]) -> None:
+def rounds_of(run: Run, number: int) -> Sequence[int]:
+    """The rounds whose lists training reads after round `number`."""
+    return range(number + 1) if run.config.mining.accumulate else [number]
+
+
+def _train_one(run: Run, number: int, names: Sequence[str]) -> None:
     folder = encoder_folder(run, number, names[0])
-    if (folder / "encoder.json").is_file():
+    if is_trained(folder):
         return
     encoder = load_encoder(encoder_folder(run, number - 1, names[0])) if number else run.untrained_encoder()
     epochs = run.config.train.round_epochs if number else run.config.train.epochs
     title = f"round {number}: training" + ("" if run.config.train.multi_task else f" for {names[0]}")
-    fit_and_save(run, encoder, ranked_tasks(run, names, rounds), folder, epochs, "udr", number, title)
+    fit_and_save(run, encoder, ranked_tasks(run, names, rounds_of(run, number)), folder, epochs, "udr", number, title)
 
 
 def ranked_tasks(run: Run, names: Sequence[str], rounds: Sequence[int]) -> list[RankedTask]:
@@ -206,7 +217,7 @@ def fit_and_save(
     for key in ("epochs", "round_epochs", "multi_task"):
         settings.pop(key)
     lists = sum(len(t.lists) for t in tasks)
-    checkpoint = folder.with_name(f"{folder.name}.checkpoint")
+    checkpoint = checkpoint_of(folder)
     losses = fit(
         encoder,
         tasks,
@@ -227,6 +238,19 @@ def fit_and_save(
     except OSError as error:
         raise ArtifactError(f"{folder}: cannot be written ({error.strerror})") from None
     checkpoint.unlink(missing_ok=True)
+
+
+def is_trained(folder: Path) -> bool:
+    """True when a finished encoder stands there; a checkpoint that a killed run left beside it is removed."""
+    finished = (folder / "encoder.json").is_file()
+    if finished:
+        checkpoint_of(folder).unlink(missing_ok=True)
+    return finished
+
+
+def checkpoint_of(folder: Path) -> Path:
+    """Where training keeps its state until the encoder is finished."""
+    return folder.with_name(f"{folder.name}.checkpoint")
 
 
 def encoder_folder(run: Run, number: int, name: str) -> Path:

@@ -25,10 +25,11 @@ def rank_loss(sims: Tensor, ranks: Tensor, pair_weight: PairWeight = "lm_rank") 
     better = ranks[:, :, None] < ranks[:, None, :]  # (b, i, j): the LM prefers i to j
     margin = F.softplus(sims[:, None, :] - sims[:, :, None])  # log(1 + exp(sim_j − sim_i))
     if pair_weight == "predicted_position":
-        position = sims.argsort(dim=1, descending=True).argsort(dim=1) + 1
+        position = sims.argsort(dim=1, descending=True).argsort(dim=1).to(sims.dtype) + 1
         weight = (1 / position[:, :, None] - 1 / position[:, None, :]).abs() * better
         return ((weight * margin).sum((1, 2)) / better.sum((1, 2)).clamp(min=1)).mean()
-    weight = (1 / ranks[:, :, None] - 1 / ranks[:, None, :]).clamp(min=0) * better
+    share = 1 / ranks.to(sims.dtype)
+    weight = (share[:, :, None] - share[:, None, :]).clamp(min=0) * better
     return (weight * margin).sum((1, 2)).mean()
 
 

@@ -1,0 +1,144 @@
+"""Prompts: the text, the exact count of tokens, and what was left out and why."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from udr.errors import DataError, PromptTooLong
+from udr.fakes import FakeLM
+from udr.prompt import build_prompt, for_encoder, rearrange, render, render_demonstration, render_query
+from udr.tasks.spec import TaskSpec, Template
+from udr.types import Demonstration, Prompt, Query
+
+LM = FakeLM()
+WORDS = "one two three four five six seven".split()
+
+
+class Merging:
+    """A tokenizer in which a newline and the letter after it are one token, as real ones merge over borders."""
+
+    def encode(self, text: str) -> list[int]:
+        return [len(piece) for piece in re.findall(r"\n.|.|\n", text)]
+
+
+def demonstration(name: str, words: int) -> Demonstration:
+    return Demonstration(name, " ".join(WORDS[i % 7] for i in range(words)), "yes")
+
+
+def test_a_demonstration_reads_input_tab_answer_in_the_words_of_the_task(sentiment: TaskSpec) -> None:
+    assert render_demonstration(sentiment, Demonstration("1", "a joy", "1")) == "a joy\tIt was great ."
+
+
+def test_a_query_ends_where_its_answer_would_begin(sentiment: TaskSpec) -> None:
+    assert render_query(sentiment, Query("1", "a bore")) == "a bore\tIt was "
+
+
+def test_prefix_separator_and_joiner_of_the_template_are_used() -> None:
+    template = Template(input_prefix="Q: ", separator="\nA: ", answer="%s!", joiner="\n\n")
+    spec = TaskSpec(name="t", family="f", kind="generation", metric="exact_match", template=template)
+    rendered = render(spec, [Demonstration("1", "x", "100% y"), Demonstration("2", "x2", "y2")], Query("3", "x3"))
+    assert rendered == "Q: x\nA: 100% y!\n\nQ: x2\nA: y2!\n\nQ: x3\nA: "
+
+
+def test_a_label_outside_the_verbaliser_cannot_be_rendered(sentiment: TaskSpec) -> None:
+    with pytest.raises(DataError, match="label '7' is not in the verbaliser"):
+        render_demonstration(sentiment, Demonstration("1", "x", "7"))
+
+
+def test_the_encoder_reads_the_answer_prefix_and_the_word_of_the_label(sentiment: TaskSpec) -> None:
+    (read,) = for_encoder(sentiment, [Demonstration("1", "a joy", "1", references=("0",))])
+    assert read == Demonstration("1", "a joy", "It was great", references=("0",))
+
+
+def test_the_best_demonstration_stands_next_to_the_query(copying: TaskSpec) -> None:
+    best, middle, last = (Demonstration(n, n, n.upper()) for n in ("best", "middle", "last"))
+    prompt = build_prompt(copying, Query("q", "query"), [best, middle, last], LM, 100)
+    assert prompt.text == "last\tLAST\nmiddle\tMIDDLE\nbest\tBEST\nquery\t"
+    assert prompt.demonstrations == (last, middle, best)
+    assert not prompt.truncated
+
+
+def test_one_that_does_not_fit_is_skipped_and_the_next_one_tried(copying: TaskSpec) -> None:
+    ranked = [demonstration("short", 2), demonstration("long", 40), demonstration("short too", 2)]
+    prompt = build_prompt(copying, Query("q", "one"), ranked, LM, 20)
+    assert [d.id for d in prompt.demonstrations] == ["short too", "short"]
+    (dropped,) = prompt.dropped
+    assert dropped.demonstration_id == "long"
+    assert dropped.tokens == len(LM.encode(render_demonstration(copying, ranked[1]) + "\n")) == 82
+    assert dropped.reason == "needs 82 tokens, 12 left of 20"
+    assert prompt.truncated
+
+
+def test_k_bounds_how_many_are_taken_and_drops_nothing_more(copying: TaskSpec) -> None:
+    ranked = [demonstration(str(i), 2) for i in range(5)]
+    prompt = build_prompt(copying, Query("q", "one"), ranked, LM, 1000, k=2)
+    assert [d.id for d in prompt.demonstrations] == ["1", "0"]
+    assert prompt.dropped == ()
+    assert build_prompt(copying, Query("q", "one"), ranked, LM, 1000, k=0).demonstrations == ()
+
+
+def test_room_for_the_answer_is_kept_free(copying: TaskSpec) -> None:
+    ranked = [demonstration("a", 2)]
+    whole = build_prompt(copying, Query("q", "one"), ranked, LM, 100).tokens
+    assert build_prompt(copying, Query("q", "one"), ranked, LM, whole + 5, reserve=5).demonstrations
+    assert not build_prompt(copying, Query("q", "one"), ranked, LM, whole + 5, reserve=6).demonstrations
+
+
+def test_a_query_that_exceeds_the_budget_alone_is_refused(copying: TaskSpec) -> None:
+    query = Query("q7", "one two three")
+    assert build_prompt(copying, query, [], LM, 8, reserve=2).tokens == 6
+    with pytest.raises(PromptTooLong, match="query q7: 6 tokens and 3 for the answer exceed the budget of 8"):
+        build_prompt(copying, query, [], LM, 8, reserve=3)
+
+
+@given(
+    st.lists(st.integers(1, 12), max_size=6),
+    st.integers(8, 80),
+    st.integers(0, 6),
+    st.one_of(st.none(), st.integers(0, 4)),
+    st.sampled_from([LM, Merging()]),
+)
+def test_tokens_are_exact_and_never_above_the_budget(
+    sizes: list[int], budget: int, reserve: int, k: int | None, tokenizer: FakeLM
+) -> None:
+    spec = TaskSpec(name="t", family="f", kind="generation", metric="exact_match")
+    query = Query("q", "one")
+    ranked = [demonstration(str(i), n) for i, n in enumerate(sizes)]
+    try:
+        prompt = build_prompt(spec, query, ranked, tokenizer, budget, k=k, reserve=reserve)
+    except PromptTooLong:
+        assert len(tokenizer.encode("one\t")) + reserve > budget
+        return
+    assert prompt.text == render(spec, prompt.demonstrations, query)
+    assert prompt.tokens == len(tokenizer.encode(prompt.text)) <= budget - reserve
+    names = [d.id for d in prompt.demonstrations]
+    assert names == sorted(names, key=int, reverse=True)
+    left_out = [d.demonstration_id for d in prompt.dropped]
+    assert not set(names) & set(left_out)
+    if k is None:  # each one was tried
+        assert sorted(names + left_out) == sorted(d.id for d in ranked)
+    else:
+        assert len(names) <= k
+    for d in prompt.dropped:  # and would not have fitted beside those better than it
+        better = [ranked[int(n)] for n in names if int(n) < int(d.demonstration_id)]
+        trial = render(spec, [ranked[int(d.demonstration_id)], *better], query)
+        assert len(tokenizer.encode(trial)) > budget - reserve
+
+
+def test_another_order_is_counted_anew(copying: TaskSpec) -> None:
+    query = Query("q", "one")
+    prompt = build_prompt(copying, query, [demonstration("a", 1), demonstration("b", 3)], LM, 100)
+    turned = rearrange(copying, query, prompt, prompt.demonstrations[::-1], LM)
+    assert turned.text == render(copying, prompt.demonstrations[::-1], query)
+    assert (turned.tokens, turned.budget, turned.dropped) == (prompt.tokens, 100, ())
+
+
+def test_an_order_that_no_longer_fits_is_refused(copying: TaskSpec) -> None:
+    pair = (demonstration("a", 3), demonstration("b", 3))
+    prompt = Prompt("", pair, (), 0, 10)
+    with pytest.raises(PromptTooLong, match="query q: 18 tokens in this order, the budget is 10"):
+        rearrange(copying, Query("q", "one"), prompt, pair, LM)
