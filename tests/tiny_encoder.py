@@ -10,7 +10,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,:!?"
 
 
 def write_encoder(folder: Path, texts: Iterable[str], seed: int = 3) -> Path:
-    """Write a BERT of random weights (hidden 32, 2 layers) with a WordPiece tokenizer that knows the words of `texts`."""
+    """Write a BERT of random weights (hidden 32, 2 layers) whose WordPiece vocabulary is the words of `texts`."""
     import torch
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast

@@ -34,8 +34,11 @@ def index(run: Run) -> Path:
             raise ArtifactError(f"{source}: not trained yet; run: udr train")
         building = path / ".encoder.building"
         shutil.rmtree(building, ignore_errors=True)
-        shutil.copytree(source, building)
-        building.rename(path / "encoder")
+        try:
+            shutil.copytree(source, building)
+            building.rename(path / "encoder")
+        except shutil.Error as error:  # one (source, destination, reason) for each file that could not be copied
+            raise ArtifactError(f"{path / 'encoder'}: cannot be written ({error.args[0][0][2]})") from None
     encoder = load_encoder(path / "encoder")
     for name, data in run.tasks.items():
         if not (path / "tasks" / name / "index" / "manifest.json").is_file():

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from udr.artifacts import write_atomically
 from udr.errors import MissingDependencyError
 from udr.evaluation import EvaluationTable
 
@@ -45,9 +47,7 @@ def plot_table(table: EvaluationTable, path: Path) -> None:
     axes.set_xticks(np.arange(len(rows)) + 0.4 - width / 2, rows, rotation=35, ha="right")
     axes.set_ylabel("score (0–100)")
     axes.legend(ncols=len(table.methods), fontsize="small", loc="upper center", bbox_to_anchor=(0.5, 1.12))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    _save(figure, path)
 
 
 def plot_losses(losses: Sequence[float], path: Path) -> None:
@@ -61,5 +61,11 @@ def plot_losses(losses: Sequence[float], path: Path) -> None:
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
     axes.legend()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    _pyplot().close(figure)
+    write_atomically(path, buffer.getvalue())

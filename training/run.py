@@ -101,6 +101,8 @@ class Run:
         """Refuse to mix feedback of two models in one run folder."""
         path = self.out / "run.json"
         known = read_json(path) if path.is_file() else {}
+        if not self.begun:
+            known.pop(part, None)
         if known.setdefault(part, fingerprint) != fingerprint:
             raise FingerprintMismatch(
                 f"{self.out} was begun with {part} {known[part]}, and {part}.name now is {fingerprint}; "
@@ -108,6 +110,11 @@ class Run:
             )
         if not path.is_file() or read_json(path) != known:
             write_json(path, known)
+
+    @property
+    def begun(self) -> bool:
+        """True when a stage has left a file: a run refused before that may be given any other settings."""
+        return any(self.out.glob("round-*/[!.]*"))
 
 
 def open_run(config: RunConfig, report: Report = silent) -> Run:
@@ -119,7 +126,7 @@ def open_run(config: RunConfig, report: Report = silent) -> Run:
     """
     path = config.out / "config.yaml"
     run = Run(config, report)
-    if path.is_file():
+    if path.is_file() and run.begun:
         before = load_config(RunConfig, path)
         for key in ("seed", "tasks", "encoder", "mining", "train"):  # the LM is known by its fingerprint
             if getattr(before, key) != getattr(config, key):
@@ -261,6 +268,8 @@ def encoder_folder(run: Run, number: int, name: str) -> Path:
 
 def mine_and_train(run: Run) -> None:
     """All rounds: propose, score, train."""
+    if not all(is_trained(encoder_folder(run, 0, name)) for name in run.tasks):
+        run.untrained_encoder()  # one that cannot be loaded is told now, and not after the hours of LM scoring
     for number in range(run.config.mining.rounds + 1):
         propose(run, number)
         score(run, number)

@@ -18,7 +18,7 @@ class LMSettings(StrictConfig):
     """The frozen language model."""
 
     name: str = ""  # a local folder or a hub name; `fake` is a deterministic stand-in without weights
-    revision: str = "main"
+    revision: str = "main"  # of a hub name: a branch, tag or commit
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16
     device: str = "auto"  # auto: the GPU if there is one
     row_tokens: int = Field(default=256, ge=16)  # tokens in one forward pass; a GPU likes some thousands
@@ -31,7 +31,7 @@ class EncoderSettings(StrictConfig):
     shared: bool = False  # one network for both towers; the paper uses two
     pooling: Literal["auto", "cls", "mean"] = "auto"  # auto: what the encoder was trained with
     unit_norm: bool = True  # false is the paper's raw dot product (then temperature 1)
-    max_tokens: int = Field(default=256, ge=8)
+    max_tokens: int = Field(default=256, ge=8)  # of one text, cut beyond; never more than the encoder reads
     instruction_tokens: int = Field(default=64, ge=0)  # of the instruction at most
     query_instruction: bool = True  # false: the released code's variant
     demonstration_instruction: bool = True  # false with query_instruction false: the paper's ablation
@@ -61,13 +61,13 @@ class TrainSettings(StrictConfig):
     round_epochs: float = Field(default=10, gt=0)  # after each re-mining
     batch: int = Field(default=128, ge=1)  # queries of one task in a step
     list_size: int = Field(default=8, ge=2)  # l: candidates of a query in a step
-    list_sampling: Literal["uniform", "stratified"] = "uniform"
+    list_sampling: Literal["uniform", "stratified"] = "uniform"  # stratified: always one of the best 5 and worst 5
     rank_weight: float = Field(default=0.8, ge=0, le=1)  # of L_rank; the rest is L_ib; 0: no rank loss
-    pair_weight: Literal["lm_rank", "predicted_position"] = "lm_rank"
+    pair_weight: Literal["lm_rank", "predicted_position"] = "lm_rank"  # the second: the released code's variant
     temperature: float = Field(default=0.05, gt=0)  # similarities are divided by it
-    lr: float = Field(default=1e-4, gt=0)
-    warmup: int = Field(default=500, ge=0)
-    weight_decay: float = Field(default=0.01, ge=0)
+    lr: float = Field(default=1e-4, gt=0)  # of AdamW, at its height
+    warmup: int = Field(default=500, ge=0)  # steps of linear rise, at most a tenth of all; linear fall after them
+    weight_decay: float = Field(default=0.01, ge=0)  # of AdamW
     multi_task: bool = True  # false: one encoder a task (the paper's ablation)
     checkpoint_every: int = Field(default=100, ge=1)  # steps
 
@@ -75,25 +75,26 @@ class TrainSettings(StrictConfig):
 class EvaluationSettings(StrictConfig):
     """How retrievers are compared."""
 
+    # retrievers that are compared, the last one against the best of the others; `encoder` is the untrained one
     methods: tuple[Method, ...] = ("zero_shot", "random", "bm25", "encoder", "epr", "udr")
     tasks: tuple[str, ...] = ()  # () means the training tasks; others are tasks the retriever never saw
     queries: int = Field(default=0, ge=0)  # test queries a task; 0: all
     budget: int = Field(default=2048, ge=16)  # tokens of a finished prompt, the answer included
     k: int = Field(default=8, ge=1)  # demonstrations for classification and multiple choice
     k_generation: int = Field(default=50, ge=1)  # at most this many for generation; the budget decides
-    selection: Literal["top_k", "mmr", "dpp", "coverage", "balanced"] = "top_k"
-    order: Literal["ascending", "descending", "random", "interleaved"] = "ascending"
+    selection: Literal["top_k", "mmr", "dpp", "coverage", "balanced"] = "top_k"  # see udr.selection
+    order: Literal["ascending", "descending", "random", "interleaved"] = "ascending"  # ascending: the best one last
     draws: int = Field(default=1000, ge=100)  # of the bootstrap
 
 
 class RunConfig(StrictConfig):
     """One run of the pipeline, from proposals to the table."""
 
-    out: Path
+    out: Path  # the run folder
     tasks: tuple[str, ...] = Field(min_length=1)  # registry names, manifest names or YAML files
     data: Path | None = None  # folder with NAME.{parquet,jsonl,csv}; hub tasks need none
     scores: Path | None = None  # the score cache; default: `scores.sqlite` beside the run folder
-    seed: int = 0
+    seed: int = 0  # of every draw: queries, candidates, batches, dropout, the bootstrap
     lm: LMSettings = LMSettings()
     encoder: EncoderSettings = EncoderSettings()
     mining: MiningSettings = MiningSettings()

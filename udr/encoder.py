@@ -245,7 +245,8 @@ def build_encoder(
         rates = {} if dropout is None else dict.fromkeys(DROPOUT_KEYS, dropout)
         tower = AutoModel.from_pretrained(name, dtype=torch.float32, **rates)
     except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"encoder.name: {name}: cannot be loaded ({str(error).splitlines()[0]})") from None
+        reason = ("" if Path(name).is_dir() else "no such folder; from the hub: ") + str(error).splitlines()[0]
+        raise ConfigError(f"encoder.name: {name}: cannot be loaded ({reason})") from None
     if tokenizer.cls_token_id is None or tokenizer.sep_token_id is None:
         raise ConfigError(f"encoder.name: {name}: its tokenizer has no CLS and SEP tokens; choose a BERT-like encoder")
     tower.to(_device(device))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ from udr.retriever import Retrieved, Retriever
 from udr.scoring.feedback import choose_options
 from udr.significance import bootstrap_interval, paired_permutation
 from udr.tasks.spec import TaskSpec
-from udr.types import Demonstration, Generator, LMScorer, Progress, Tokenizer
+from udr.types import Demonstration, Generator, LMScorer, Progress, Query, Tokenizer
 
 __all__ = [
     "Answer",
@@ -29,6 +29,9 @@ __all__ = [
     "read_answers",
     "write_answers",
 ]
+
+
+SPARE = 4  # tokens of the LM's context: the mark before a text, and what the border of prompt and answer may add
 
 
 class LanguageModel(LMScorer, Generator, Tokenizer, Protocol):
@@ -61,17 +64,16 @@ def answer_queries(
 ) -> list[Answer]:
     """Retrieve, build each prompt, and let the LM answer: argmax over options, or greedy text up to a newline.
 
-    Classification and multiple choice take `k` demonstrations; generation takes as many of the best `k_generation` as
-    fit `budget` together with the answer. A query that alone exceeds the budget is asked without demonstrations.
+    Classification and multiple choice take `k` demonstrations, generation at most the best `k_generation`; those that
+    fit `budget` together with the longest answer are in the prompt. A query that alone exceeds the budget is asked
+    without demonstrations, and one that exceeds even the LM's context with its end cut off.
     """
     spec = retriever.spec
     generation = spec.kind == "generation"
-    reserve = spec.max_new_tokens if generation else 0
     wanted = k_generation if generation else k
     found = retriever.retrieve([q.query for q in queries], wanted, selection=selection)
     prompts = [
-        _prompt(retriever, query, own, lm, budget, wanted, reserve, arrange)
-        for query, own in zip(queries, found, strict=True)
+        _prompt(retriever, query, own, lm, budget, wanted, arrange) for query, own in zip(queries, found, strict=True)
     ]
     texts = [text for text, _, _ in prompts]
     if generation:
@@ -91,15 +93,30 @@ def _prompt(
     lm: LanguageModel,
     budget: int,
     k: int,
-    reserve: int,
     arrange: str,
 ) -> tuple[str, tuple[str, ...], int]:
+    spec, room = retriever.spec, lm.context_length - SPARE
+    options = spec.options(query.choices)
+    reserve = max(len(lm.encode(o)) for o in options) if options else spec.max_new_tokens
     try:
-        prompt = retriever.prompt(query.query, found, lm, budget, k=k, reserve=reserve, arrange=arrange)
+        prompt = retriever.prompt(query.query, found, lm, min(budget, room), k=k, reserve=reserve, arrange=arrange)
     except PromptTooLong:
-        text = render(retriever.spec, [], query.query)
+        text = _cut(spec, query.query, lm, room - reserve)
         return text, (), len(lm.encode(text))
     return prompt.text, tuple(d.id for d in prompt.demonstrations), prompt.tokens
+
+
+def _cut(spec: TaskSpec, query: Query, tokenizer: Tokenizer, room: int) -> str:
+    """A query without demonstrations, as much of its input as fits `room` tokens."""
+    shortest, longest = 0, len(query.input)  # characters
+    while shortest < longest:
+        kept = (shortest + longest + 1) // 2
+        text = render(spec, [], replace(query, input=query.input[:kept]))
+        if len(tokenizer.encode(text)) <= room:
+            shortest = kept
+        else:
+            longest = kept - 1
+    return render(spec, [], replace(query, input=query.input[:shortest]))
 
 
 def _labels(spec: TaskSpec, queries: Sequence[Demonstration], chosen: Sequence[int]) -> list[str]:
@@ -114,6 +131,7 @@ def _references(query: Demonstration) -> tuple[str, ...]:
 
 
 def write_answers(path: Path, answers: Sequence[Answer]) -> None:
+    """One answer a line; the file appears whole or not at all."""
     lines = [json.dumps(asdict(a), ensure_ascii=False) for a in answers]
     write_atomically(path, ("\n".join(lines) + "\n").encode())
 
@@ -125,7 +143,11 @@ def read_answers(path: Path) -> list[Answer]:
         DataError: a line that is no answer (file:line).
     """
     answers = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        text = path.read_text(encoding="utf-8").removesuffix("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from None
+    for number, line in enumerate(text.split("\n") if text else [], 1):  # splitlines would cut inputs at U+2028
         try:
             row = json.loads(line)
             row["references"], row["demonstrations"] = tuple(row["references"]), tuple(row["demonstrations"])

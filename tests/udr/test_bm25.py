@@ -19,7 +19,7 @@ texts = st.lists(st.sampled_from(WORDS), max_size=6).map(" ".join)
 
 
 def plain_bm25(documents: list[str], query: str, k1: float = 1.5, b: float = 0.75) -> list[float]:
-    """Σ_t ln(1 + (N − df + ½)/(df + ½)) · tf / (tf + k1·(1 − b + b·length/average)), a mark in each document counted."""
+    """Σ_t ln(1 + (N − df + ½)/(df + ½)) · tf / (tf + k1·(1 − b + b·length/average)); each document holds a mark too."""
     bags = [Counter(re.findall(r"\w+", d.lower())) for d in documents]
     lengths = [bag.total() + 1 for bag in bags]
     average = sum(lengths) / len(lengths)

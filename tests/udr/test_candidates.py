@@ -20,7 +20,9 @@ def test_ranks_follow_the_score_and_ties_go_to_the_smaller_id(scores: dict[str, 
     candidates = [Candidate(i, 0.5, s) for i, s in scores.items()]
     ranked = with_ranks(candidates)
     assert [c.rank for c in ranked] == list(range(1, len(scores) + 1))
-    assert [(-scores[c.demonstration_id], c.demonstration_id) for c in ranked] == sorted((-s, i) for i, s in scores.items())
+    assert [(-scores[c.demonstration_id], c.demonstration_id) for c in ranked] == sorted(
+        (-s, i) for i, s in scores.items()
+    )
     assert with_ranks(candidates[::-1]) == ranked
 
 
@@ -36,7 +38,9 @@ def test_a_union_holds_each_demonstration_once_with_its_latest_score_and_new_ran
         CandidateList("u", "q", with_ranks([Candidate("a", 1.0, -4.0)])),
     ]
     assert union([first, second]) == [
-        CandidateList("t", "q", (Candidate("b", 8.0, -0.5, 1), Candidate("a", 3.0, -1.0, 2), Candidate("c", 9.0, -1.5, 3))),
+        CandidateList(
+            "t", "q", (Candidate("b", 8.0, -0.5, 1), Candidate("a", 3.0, -1.0, 2), Candidate("c", 9.0, -1.5, 3))
+        ),
         CandidateList("u", "q", (Candidate("a", 1.0, -4.0, 1),)),
     ]
 

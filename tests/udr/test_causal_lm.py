@@ -14,7 +14,7 @@ from udr.errors import ConfigError, PromptTooLong, ScorerUnavailable
 from udr.scoring.causal_lm import CausalLM, build_causal_lm
 
 KINDS = ["gemma3", "llama", "gpt2"]
-WORDS = "the film was a joy bank fell on friday striker scored twice good bad chip".split()
+WORDS = ["the", "film", "was", "a", "joy", "bank", "fell", "on", "friday", "striker", "scored", "good", "bad", "chip"]
 MakeLM = Callable[..., CausalLM]
 
 
@@ -22,7 +22,7 @@ def random_requests(seed: int, count: int = 24) -> tuple[list[str], list[str]]:
     """Requests as mining makes them: few demonstrations, several queries each, labels of one or more tokens."""
     rng = np.random.default_rng(seed)
     phrase = lambda low, high: " ".join(rng.choice(WORDS, size=rng.integers(low, high)))  # noqa: E731
-    demonstrations = [f"{phrase(2, 14)}\tIt was {rng.choice(['great', 'bad'])} ." for _ in range(3)]
+    demonstrations = [f"{phrase(2, 24)}\tIt was {rng.choice(['great', 'bad'])} ." for _ in range(3)]
     contexts, continuations = [], []
     while len(contexts) < count:
         context = f"{demonstrations[rng.integers(3)]}\n{phrase(1, 8)}\tIt was "
@@ -72,7 +72,7 @@ def test_the_token_tree_gives_the_numbers_of_one_forward_a_prompt(make_lm: MakeL
     found = lm.loglikelihood(contexts, continuations)
     expected = plain_loglikelihood(lm, contexts, continuations)
     np.testing.assert_allclose(found.nats, expected, atol=1e-4)
-    assert np.ptp(expected[: -4 : 3]) > 0.5  # the answers depend on the prompt, so a wrong mask would show
+    assert np.ptp(expected[:-4:3]) > 0.5  # the answers depend on the prompt, so a wrong mask would show
     assert found.tokens.tolist() == [len(lm.token_ids(a, b)[1]) for a, b in zip(contexts, continuations, strict=True)]
 
 
@@ -119,9 +119,7 @@ def windowed(kind: str) -> Any:
     return GPTNeoConfig(num_layers=2, attention_types=[[["global", "local"], 1]], window_size=8, **sizes)
 
 
-@pytest.mark.parametrize(
-    ("kind", "tree"), [("mistral", True), ("qwen2", True), ("gemma2", False), ("gpt_neo", False)]
-)
+@pytest.mark.parametrize(("kind", "tree"), [("mistral", True), ("qwen2", True), ("gemma2", False), ("gpt_neo", False)])
 def test_prompts_longer_than_the_window_are_scored_as_the_model_alone_would(
     make_lm: MakeLM, kind: str, tree: bool
 ) -> None:
@@ -260,7 +258,7 @@ def test_an_answer_ends_at_the_end_mark_even_where_others_go_on(make_lm: MakeLM,
     )
     stopping = CausalLM(lm.model, tokenizer, "stopping")
     expected = [plain_greedy(stopping, p, 12) for p in PROMPTS]
-    assert expected[3] == lm.tokenizer.decode(own[:2]).strip()
+    assert expected[3] == lm.tokenizer.decode(own[:2], skip_special_tokens=True).strip()
     assert stopping.generate(PROMPTS, 12) == expected
 
 

@@ -52,7 +52,13 @@ def refusal(path: Path, split: str | None = None) -> str:
 
 def test_the_three_formats_give_the_same_demonstrations(tmp_path: Path) -> None:
     rows = [
-        {"id": "1", "input": 'a, "quoted"\nline', "output": "yes", "choices": ["yes", "no"], "references": ["yes", "y"]},
+        {
+            "id": "1",
+            "input": 'a, "quoted"\nline',
+            "output": "yes",
+            "choices": ["yes", "no"],
+            "references": ["yes", "y"],
+        },
         {"id": "2", "input": "ünï", "output": "no", "choices": ["no", "maybe"], "references": ["no"]},
     ]
     cells = [[r["id"], r["input"], r["output"], json.dumps(r["choices"]), json.dumps(r["references"])] for r in rows]
@@ -81,7 +87,9 @@ def test_lines_count_from_one_and_blank_lines_count(tmp_path: Path) -> None:
 
 
 def test_numbers_are_text_and_an_id_may_be_zero(tmp_path: Path) -> None:
-    path = write_jsonl(tmp_path / "t.jsonl", [{"id": 0, "input": 2, "output": 0.5}, {"id": 1, "input": "x", "output": ""}])
+    path = write_jsonl(
+        tmp_path / "t.jsonl", [{"id": 0, "input": 2, "output": 0.5}, {"id": 1, "input": "x", "output": ""}]
+    )
     assert read_demonstrations(path) == [Demonstration("0", "2", "0.5"), Demonstration("1", "x", "")]
 
 
@@ -137,8 +145,18 @@ GOOD = '{"input": "a", "output": "b"}\n'
         ("t.jsonl", '{"input": "\\ud800", "output": "b"}', ":1", "input holds half a surrogate pair"),
         ("t.jsonl", '{"input": "a", "output": "b", "id": "\\ud800"}', ":1", "id holds half a surrogate pair"),
         ("t.jsonl", '{"input": "a", "output": "b", "references": ["\\ud800"]}', ":1", "references holds half"),
-        ("t.jsonl", '{"input": "a", "output": "b", "choices": ["c", "d"]}', ":1", "output 'b' is not among the choices"),
-        ("t.jsonl", '{"input": "a", "output": "b", "choices": "b"}', ":1", "choices must be a list (in CSV: a JSON list)"),
+        (
+            "t.jsonl",
+            '{"input": "a", "output": "b", "choices": ["c", "d"]}',
+            ":1",
+            "output 'b' is not among the choices",
+        ),
+        (
+            "t.jsonl",
+            '{"input": "a", "output": "b", "choices": "b"}',
+            ":1",
+            "choices must be a list (in CSV: a JSON list)",
+        ),
         ("t.jsonl", '{"input": "a", "output": "1", "choices": [1, 2]}', ":1", "choices must be a list of texts"),
         ("t.jsonl", '{"input": "a", "output": "b", "references": {}}', ":1", "references must be a list of texts"),
         ("t.csv", "input,output\na,b\nc\n", ":3", "the row's length differs from the header's"),

@@ -125,7 +125,12 @@ def test_udr_loss_weighs_the_two_parts(size: tuple[int, int, int], weight: float
         best = int(o[list(r).index(1)])
         expected += (weight * plain(s[o], r) + (1 - weight) * plain_in_batch_loss(s, best, m)) / b
     found = udr_loss(
-        tensor(sims), torch.tensor(own), torch.tensor(ranks), torch.tensor(masked), weight, variant  # type: ignore[arg-type]
+        tensor(sims),
+        torch.tensor(own),
+        torch.tensor(ranks),
+        torch.tensor(masked),
+        weight,
+        variant,  # type: ignore[arg-type]
     )
     assert found.item() == pytest.approx(expected, rel=1e-6, abs=1e-9)
 

@@ -15,7 +15,7 @@ from udr.tasks.spec import TaskSpec, Template
 from udr.types import Demonstration, Prompt, Query
 
 LM = FakeLM()
-WORDS = "one two three four five six seven".split()
+WORDS = ["one", "two", "three", "four", "five", "six", "seven"]
 
 
 class Merging:

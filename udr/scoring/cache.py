@@ -107,7 +107,11 @@ class CachedScorer:
         """
         keys = [score_key(self.fingerprint, a, b) for a, b in zip(contexts, continuations, strict=True)]
         known = self.cache.get(list(dict.fromkeys(keys)))
-        missing = list({k: i for i, k in reversed(list(enumerate(keys))) if k not in known}.values())[::-1]
+        first: dict[bytes, int] = {}  # of each missing request, where it stands first
+        for i, key in enumerate(keys):
+            if key not in known:
+                first.setdefault(key, i)
+        missing = list(first.values())
         if missing:
             fresh = self.scorer.loglikelihood([contexts[i] for i in missing], [continuations[i] for i in missing])
             if not np.isfinite(fresh.nats).all():

@@ -256,8 +256,9 @@ def build_causal_lm(
         model = AutoModelForCausalLM.from_pretrained(
             name, revision=revision, dtype=DTYPES.get(dtype, torch.bfloat16)
         ).to(where)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ScorerUnavailable(f"{name}: cannot be loaded as a causal LM ({str(error).splitlines()[0]})") from None
+    except (OSError, ValueError, KeyError, RuntimeError, AssertionError) as error:  # the last: torch without CUDA
+        reason = ("" if Path(name).is_dir() else "no such folder; from the hub: ") + str(error).splitlines()[0]
+        raise ScorerUnavailable(f"{name}: cannot be loaded as a causal LM ({reason})") from None
     folder = Path(name)
     fingerprint = fingerprint_files(folder) if folder.is_dir() else f"{name}@{model.config._commit_hash or revision}"
     return CausalLM(model, tokenizer, fingerprint, row_tokens=row_tokens)

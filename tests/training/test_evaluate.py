@@ -1,0 +1,228 @@
+"""The evaluation stage: every method's answers, which of them are kept, tasks never trained on, and the table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import pytest
+from workbench import Bench, Outcome, mood_rows, paint_rows, write_table
+
+from training.evaluate import evaluate, evaluation_queries
+from training.run import open_run
+from udr.config import load_config
+from udr.data import open_task
+from udr.errors import ConfigError, DataError
+from udr.evaluation import read_answers
+from udr.fakes import FakeLM
+from udr.retriever import load_retriever
+from udr.tasks.spec import TaskSpec
+from udr.types import LogLikelihoods
+
+METHODS = ("zero_shot", "random", "bm25", "encoder", "epr", "udr")
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every prompt that the LM answers from now on."""
+    prompts: list[str] = []
+    score, generate = FakeLM.loglikelihood, FakeLM.generate
+
+    def spy_score(self: FakeLM, contexts: Sequence[str], continuations: Sequence[str]) -> LogLikelihoods:
+        prompts.extend(contexts[::2])  # each query of the task `mood` has two options
+        return score(self, contexts, continuations)
+
+    def spy_generate(self: FakeLM, texts: Sequence[str], max_new_tokens: int) -> list[str]:
+        prompts.extend(texts)
+        return generate(self, texts, max_new_tokens)
+
+    monkeypatch.setattr(FakeLM, "loglikelihood", spy_score)
+    monkeypatch.setattr(FakeLM, "generate", spy_generate)
+    return prompts
+
+
+def test_every_method_answers_the_same_queries_within_k_and_budget(finished: Bench) -> None:
+    pools = {task: {d.id: d for d in open_task(task, finished.data).train} for task in ("mood", "paint")}
+    for task, pool in pools.items():
+        found = {m: read_answers(finished.out / "evaluation" / m / f"{task}.jsonl") for m in METHODS}
+        ids = [a.query_id for a in found["udr"]]
+        assert len(ids) == len(set(ids)) == 8
+        for method, answers in found.items():
+            assert [a.query_id for a in answers] == ids
+            for answer in answers:
+                assert len(answer.demonstrations) == (0 if method == "zero_shot" else 4)
+                assert len(set(answer.demonstrations)) == len(answer.demonstrations)
+                assert set(answer.demonstrations) <= pool.keys()
+                assert answer.tokens <= 96
+    assert (finished.out / "evaluation" / "udr" / "mood.jsonl").read_text() != (
+        finished.out / "evaluation" / "encoder" / "mood.jsonl"
+    ).read_text()
+
+
+def test_the_table_is_the_metric_over_the_answers_and_stands_in_three_files(finished: Bench) -> None:
+    folder = finished.out / "evaluation"
+    table = json.loads((folder / "table.json").read_text())
+    assert table["methods"] == list(METHODS)
+    for task in ("mood", "paint"):
+        for method in METHODS:
+            answers = read_answers(folder / method / f"{task}.jsonl")
+            own = 100 * sum(a.prediction in a.references for a in answers) / len(answers)
+            assert table["scores"][method][task] == pytest.approx(own)
+            low, high = table["intervals"][method][task]
+            assert 0 <= low <= table["scores"][method][task] <= high <= 100
+    for method in METHODS:
+        own = table["scores"][method]
+        assert own["average"] == pytest.approx((own["mood"] + own["paint"]) / 2)
+    assert table["facts"]["models"]["lm"] == "fake-lm-1"
+    assert table["facts"]["budget"] == 96
+    lines = (folder / "table.md").read_text().splitlines()
+    assert lines[0] == "| | zero_shot | random | bm25 | encoder | epr | udr | p |"
+    assert [line.split(" | ")[0].strip("| ") for line in lines[2:4]] == ["mood", "paint"]
+    assert (folder / "table.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_answers_that_stand_are_not_asked_again(copy: Bench, asked: list[str]) -> None:
+    table = evaluate(open_run(copy.settings()))
+    assert asked == []
+    assert table.as_json()["scores"] == json.loads((copy.out / "evaluation" / "table.json").read_text())["scores"]
+
+
+def test_one_missing_answer_file_is_asked_for_alone(copy: Bench, asked: list[str]) -> None:
+    path = copy.out / "evaluation" / "bm25" / "paint.jsonl"
+    before = path.read_bytes()
+    path.unlink()
+    evaluate(open_run(copy.settings()))
+    assert len(asked) == 8
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "again"),
+    [
+        ("evaluation.budget=48", 96),  # 6 methods, 2 tasks, 8 queries
+        ("evaluation.k=2", 96),
+        ("evaluation.queries=4", 48),
+        ("evaluation.order=descending", 96),
+        ("evaluation.draws=200", 0),
+        ("evaluation.methods=[bm25, random]", 0),
+    ],
+)
+def test_what_changes_the_prompts_is_asked_again_and_nothing_else(
+    copy: Bench, asked: list[str], change: str, again: int
+) -> None:
+    evaluate(open_run(copy.settings(change)))
+    assert len(asked) == again
+
+
+def test_a_smaller_budget_gives_shorter_prompts_with_fewer_demonstrations(copy: Bench) -> None:
+    evaluate(open_run(copy.settings("evaluation.budget=40", "evaluation.methods=[bm25]")))
+    for task in ("mood", "paint"):
+        answers = read_answers(copy.out / "evaluation" / "bm25" / f"{task}.jsonl")
+        assert all(a.tokens <= 40 for a in answers)
+        assert all(len(a.demonstrations) < 4 for a in answers)
+        assert any(a.demonstrations for a in answers)
+
+
+def test_a_table_never_seen_is_evaluated_with_the_methods_that_need_no_training_on_it(
+    copy: Bench, tmp_path: Path, udr: Callable[..., Outcome]
+) -> None:
+    table = write_table(tmp_path / "elsewhere.jsonl", mood_rows(40, seed=7))
+    rows = [json.loads(line) for line in table.read_text().splitlines()]
+    table.write_text("".join(json.dumps({k: r[k] for k in ("input", "output")}) + "\n" for r in rows))
+    methods = "evaluation.methods=[zero_shot, random, bm25, encoder, udr]"
+    done = udr("evaluate", copy.config, f"evaluation.tasks=[{table}]", methods, "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert found["tasks"] == ["elsewhere"]
+    assert found["methods"] == ["zero_shot", "random", "bm25", "encoder", "udr"]
+    for method in found["methods"]:
+        answers = read_answers(copy.out / "evaluation" / method / "elsewhere.jsonl")
+        assert len(answers) == 8
+        assert {a.prediction for a in answers} <= {"up", "down"}
+    assert found["scores"]["bm25"]["elsewhere"] > found["scores"]["zero_shot"]["elsewhere"]
+
+
+def test_epr_on_a_task_it_was_not_trained_for_is_refused_before_anything_is_asked(
+    copy: Bench, tmp_path: Path, asked: list[str]
+) -> None:
+    table = write_table(tmp_path / "elsewhere.jsonl", mood_rows(40, seed=7), test=8)
+    with pytest.raises(ConfigError, match=r"evaluation.methods: epr .* elsewhere was not trained on"):
+        evaluate(open_run(copy.settings(f"evaluation.tasks=[mood, {table}]")))
+    assert asked == []
+
+
+def test_a_task_without_test_rows_is_refused_by_name(copy: Bench) -> None:
+    write_table(copy.data / "mood.jsonl", mood_rows(40))
+    with pytest.raises(ConfigError, match="task mood: no rows of split test"):
+        evaluate(open_run(copy.settings("evaluation.queries=3")))
+
+
+def test_more_queries_keep_those_of_fewer(finished: Bench) -> None:
+    data = open_task("mood", finished.data)
+    few, many = (evaluation_queries(data, count, seed=0) for count in (4, 9))
+    assert many[:4] == few
+    assert len(many) == 9
+
+
+def test_the_saved_retriever_finds_what_the_evaluation_found(finished: Bench) -> None:
+    settings = load_config(TaskSpec, finished.retriever / "tasks" / "mood" / "task.yaml")
+    assert settings == open_task("mood", finished.data).spec
+    for task in ("mood", "paint"):
+        retriever = load_retriever(finished.retriever, task)
+        test = {d.id: d for d in open_task(task, finished.data).test}
+        answers = read_answers(finished.out / "evaluation" / "udr" / f"{task}.jsonl")
+        found = retriever.retrieve([test[a.query_id].query for a in answers], 4)
+        own = [tuple(hit.demonstration.id for hit in hits[::-1]) for hits in found]  # prompts end with the best one
+        assert own == [a.demonstrations for a in answers]
+
+
+@pytest.mark.parametrize("context_length", range(54, 62))
+def test_a_budget_as_large_as_the_lms_context_leaves_room_for_every_answer(
+    copy: Bench, monkeypatch: pytest.MonkeyPatch, context_length: int
+) -> None:
+    monkeypatch.setattr("udr.fakes.FakeLM", partial(FakeLM, context_length))
+    most = ("evaluation.k=9", "evaluation.k_generation=9")
+    words = (f"evaluation.budget={context_length}", "mining.max_tokens=50", *most)
+    (copy.out / "config.yaml").unlink()
+    evaluate(open_run(copy.settings("evaluation.methods=[bm25]", *words)))
+    for task in ("mood", "paint"):
+        answers = read_answers(copy.out / "evaluation" / "bm25" / f"{task}.jsonl")
+        assert all(0 < len(a.demonstrations) < 9 for a in answers)
+        assert all(a.tokens < context_length for a in answers)
+
+
+def test_a_query_longer_than_the_lms_context_is_asked_with_its_end_cut_off(
+    copy: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("udr.fakes.FakeLM", partial(FakeLM, 64))
+    for task, rows in (("mood", mood_rows(41)), ("paint", paint_rows(41))):
+        rows[-1]["input"] = "filler0 " * 100
+        write_table(copy.data / f"{task}.jsonl", rows, test=1)
+    (copy.out / "config.yaml").unlink()
+    evaluate(open_run(copy.settings("evaluation.methods=[bm25]", "evaluation.budget=60", "mining.max_tokens=50")))
+    for task, most in (("mood", 64), ("paint", 64 - 8)):
+        (answer,) = read_answers(copy.out / "evaluation" / "bm25" / f"{task}.jsonl")
+        assert answer.demonstrations == ()
+        assert most - 8 < answer.tokens < most
+
+
+def test_answers_that_hold_any_character_are_read_again_as_they_were_written(copy: Bench, asked: list[str]) -> None:
+    rows = mood_rows(40)
+    for row, mark in zip(rows[-8:], ["\u2028", "\u2029", "\x85", "\x0c", "\x1c", "\r", "\v", "é🙂"], strict=True):
+        row["input"] += f" {mark} merry"
+    write_table(copy.data / "mood.jsonl", rows, test=8)
+    words = "evaluation.methods=[random]"
+    first = evaluate(open_run(copy.settings(words)))
+    asked.clear()
+    assert evaluate(open_run(copy.settings(words))) == first
+    assert asked == []
+
+
+@pytest.mark.parametrize("content", [b"{}\n", b'{"query_id": 1', b"\xff\xfe\n"])
+def test_a_damaged_file_of_answers_is_named(copy: Bench, content: bytes) -> None:
+    path = copy.out / "evaluation" / "bm25" / "mood.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=f"^{path}:"):
+        evaluate(open_run(copy.settings()))

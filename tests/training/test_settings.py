@@ -1,0 +1,112 @@
+"""Every setting is documented where it stands, and the bundled runs are runs that could be started."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import io
+import re
+import shlex
+import tokenize
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.main import get_command
+
+import training.settings as settings
+from training.cli import app
+from training.settings import RunConfig
+from udr.config import StrictConfig, load_config
+from udr.errors import ConfigError
+from udr.tasks import load_spec
+
+ROOT = Path(__file__).parent.parent.parent
+CONFIGS = sorted([*(ROOT / "training" / "configs").glob("*.yaml"), *(ROOT / "tests" / "benchmarks").glob("*.yaml")])
+SOURCE = inspect.getsource(settings)
+SOURCE_LINES = SOURCE.splitlines()
+FIELDS = [
+    (group.name, field.target.id, field)
+    for group in ast.parse(SOURCE).body
+    if isinstance(group, ast.ClassDef)
+    for field in group.body
+    if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+]
+
+
+def comments() -> dict[int, str]:
+    tokens = tokenize.generate_tokens(io.StringIO(SOURCE).readline)
+    return {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
+
+
+COMMENTS = comments()
+
+
+def test_the_parsed_fields_are_all_settings_there_are() -> None:
+    groups = [v for v in vars(settings).values() if inspect.isclass(v) and issubclass(v, StrictConfig)]
+    wanted = {(g.__name__, name) for g in groups if g is not StrictConfig for name in g.model_fields}
+    assert {(group, name) for group, name, _ in FIELDS} == wanted
+
+
+@pytest.mark.parametrize(("group", "name", "field"), FIELDS, ids=[f"{g}.{n}" for g, n, _ in FIELDS])
+def test_every_setting_carries_a_comment(group: str, name: str, field: ast.AnnAssign) -> None:
+    """In its line or the one above; a group of settings has its class's docstring."""
+    if ast.unparse(field.annotation).endswith("Settings"):
+        assert inspect.getdoc(getattr(settings, ast.unparse(field.annotation)))
+        return
+    lines = range(field.lineno, (field.end_lineno or field.lineno) + 1)
+    above = COMMENTS.get(field.lineno - 1, "") if SOURCE_LINES[field.lineno - 2].strip().startswith("#") else ""
+    comment = above + "".join(COMMENTS.get(line, "") for line in lines)
+    assert len(comment) >= 5, f"{group}.{name}: say what it is, in its line"
+
+
+def test_the_papers_choices_are_the_defaults() -> None:
+    config = RunConfig.parse({"out": "x", "tasks": ["sst2"], "lm": {"name": "a"}, "encoder": {"name": "b"}}, "test")
+    assert config.mining.rounds == 3
+    assert config.mining.candidates == 50
+    assert config.train.rank_weight == 0.8
+    assert (config.train.epochs, config.train.round_epochs) == (30, 10)
+    assert config.train.lr == 1e-4
+    assert config.evaluation.k == 8
+    assert not config.encoder.shared
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=[str(p.relative_to(ROOT)) for p in CONFIGS])
+def test_a_bundled_run_parses_and_its_tasks_are_known(path: Path) -> None:
+    config = load_config(RunConfig, path)
+    assert [load_spec(name).name for name in config.tasks] == list(config.tasks)
+    for name in config.evaluation.tasks:
+        load_spec(name)
+    assert set(yaml.safe_load(path.read_text())) <= set(RunConfig.model_fields)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=[str(p.relative_to(ROOT)) for p in CONFIGS])
+def test_a_bundled_run_begins_with_the_command_that_starts_it(path: Path) -> None:
+    first = path.read_text().splitlines()[0]
+    found = re.search(r"udr \w+[^(]*", first)
+    assert first.startswith("# ")
+    assert found, "the first line is no command"
+    words = shlex.split(found[0])[1:]
+    command = get_command(app).commands[words[0]]
+    command.make_context("udr", words[1:])
+    named = [word for word in words if word.endswith(".yaml")]
+    assert [str(path.relative_to(ROOT))] == named or not named
+
+
+def test_a_setting_cannot_be_changed_after_it_was_checked() -> None:
+    config = RunConfig.parse({"out": "x", "tasks": ["sst2"], "lm": {"name": "a"}, "encoder": {"name": "b"}}, "test")
+    with pytest.raises(ValueError, match="frozen"):
+        config.seed = 3  # type: ignore[misc]
+
+
+def test_the_saved_copy_of_the_settings_is_the_settings_again(tmp_path: Path) -> None:
+    for path in CONFIGS:
+        config = load_config(RunConfig, path, ["data=somewhere", "evaluation.tasks=[sst2]"])
+        copy = tmp_path / path.name
+        copy.write_text(config.dump_yaml())
+        assert load_config(RunConfig, copy) == config
+
+
+def test_models_must_be_named() -> None:
+    with pytest.raises(ConfigError, match=r"lm.name and encoder.name must be set"):
+        RunConfig.parse({"out": "x", "tasks": ["sst2"]}, "test")
