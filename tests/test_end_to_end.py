@@ -33,7 +33,7 @@ MANIFEST = [
     {"name": "topic", "family": "subject", "labels": list(ANSWERS["topic"]), "instruction": "topic of the text"},
     {"name": "order", "family": "command", "metric": "exact_match", "max_new_tokens": 8, "instruction": "what to do"},
 ]
-MARGIN = 15.0  # points of the average over the tasks, of 100
+MARGIN = 30.0  # points of the average over the tasks, of 100
 
 
 def write_task(path: Path, answers: dict[str, list[str]], train: int, test: int) -> list[str]:
@@ -62,8 +62,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[EvaluationTable, 
         "lm": {"name": "fake"},
         "encoder": {"name": str(write_encoder(folder / "encoder", texts)), "shared": True, "max_tokens": 32},
         "mining": {"rounds": 1, "queries": 96, "candidates": 40, "scored": 12, "accumulate": True},
-        "train": {"epochs": 12, "round_epochs": 6, "batch": 16, "list_size": 8, "lr": 3e-3, "warmup": 10},
-        "evaluation": {"methods": ["random", "bm25", "encoder", "udr"], "k": 4, "k_generation": 4, "draws": 200},
+        "train": {"epochs": 10, "round_epochs": 5, "batch": 16, "list_size": 6, "lr": 4e-3, "warmup": 10},
+        "evaluation": {"methods": ["random", "encoder", "udr"], "k": 4, "k_generation": 4, "draws": 200},
     }
     run = open_run(RunConfig.parse(settings, "test"))
     mine_and_train(run)
@@ -85,11 +85,11 @@ def test_one_encoder_serves_all_the_tasks_with_demonstrations_of_the_right_answe
     trained: tuple[EvaluationTable, Path],
 ) -> None:
     _, retriever_folder = trained
+    rng = np.random.default_rng(0)
     for task, answers in ANSWERS.items():
         retriever = load_retriever(retriever_folder, task)
-        right = [
-            hit.demonstration.output == answer
-            for answer, words in answers.items()
-            for hit in retriever.retrieve([Query("new", f"filler0 {words[0]} filler3 {words[5]} filler9")], 5)[0]
-        ]
+        wanted = [answer for answer in answers for _ in range(20)]
+        inputs = [" ".join([*rng.choice(FILLERS, 6), *rng.choice(answers[a], 2, replace=False)]) for a in wanted]
+        found = retriever.retrieve([Query(f"new-{i}", text) for i, text in enumerate(inputs)], 5)
+        right = [hit.demonstration.output == a for hits, a in zip(found, wanted, strict=True) for hit in hits]
         assert np.mean(right) > 0.8, task

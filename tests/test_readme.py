@@ -42,10 +42,10 @@ def test_make_targets_of_the_readme_exist() -> None:
 
 def test_every_figure_in_a_result_table_stands_in_a_benchmark_result() -> None:
     tables = re.findall(r"<!-- results/(\w+)\.json -->\n\n?((?:\|.*\n)+)", README)
-    assert tables
+    assert len(tables) == README.count("| p |")  # a table of scores without its source is refused
     for name, table in tables:
         scores = json.loads((ROOT / "tests/benchmarks/results" / f"{name}.json").read_text())["scores"]
-        methods = [m for m in scores]
+        methods = list(scores)
         for line in table.splitlines()[2:]:
             row, *cells = (cell.strip() for cell in line.strip("|").split("|"))
             shown = [cell.strip("*") for cell in cells[: len(methods)]]

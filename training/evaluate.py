@@ -144,7 +144,8 @@ def _answers(run: Run, method: str, data: TaskData) -> list[Answer]:
     queries = evaluation_queries(data, settings.queries, run.config.seed)
     path = run.out / "evaluation" / method / f"{name}.jsonl"
     marks = {
-        "queries": [q.id for q in queries],
+        "task": data.fingerprint,
+        "queries": [f"{q.id} {q.content_hash}" for q in queries],
         **settings.model_dump(mode="json", include={"budget", "k", "k_generation", "selection", "order"}),
     }
     stamp = path.with_suffix(".json")

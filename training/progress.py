@@ -55,14 +55,16 @@ def reporting(console: Console) -> Iterator[Report]:
 
 def _lines(console: Console, title: str) -> Progress:
     started = last = time.monotonic()
+    begun: int | None = None  # where a resumed stage took up its work
 
     def tell(done: int, total: int) -> None:
-        nonlocal last
+        nonlocal last, begun
         now = time.monotonic()
+        begun = done - 1 if begun is None else begun
         if done < total and now - last < LINE_EVERY:
             return
         last = now
-        left = (now - started) / max(done, 1) * (total - done)
+        left = (now - started) / max(done - begun, 1) * (total - done)
         console.print(f"{title}: {done}/{total}, {now - started:.0f} s, ETA {left:.0f} s", highlight=False)
 
     return tell

@@ -59,7 +59,10 @@ class Run:
     @cached_property
     def tasks(self) -> dict[str, TaskData]:
         """The training tasks, by name."""
-        return {d.spec.name: d for d in (self.load_task(name) for name in self.config.tasks)}
+        tasks = {d.spec.name: d for d in (self.load_task(name) for name in self.config.tasks)}
+        for name, data in tasks.items():
+            self._check_fingerprint(f"task {name}", data.fingerprint)
+        return tasks
 
     def load_task(self, name: str) -> TaskData:
         return open_task(name, self.config.data)
@@ -98,18 +101,18 @@ class Run:
         return self.out / f"round-{number}"
 
     def _check_fingerprint(self, part: str, fingerprint: str) -> None:
-        """Refuse to mix feedback of two models in one run folder."""
+        """Refuse to mix the feedback of two models, or of two states of the data, in one run folder."""
         path = self.out / "run.json"
         known = read_json(path) if path.is_file() else {}
         if not self.begun:
             known.pop(part, None)
         if known.setdefault(part, fingerprint) != fingerprint:
             raise FingerprintMismatch(
-                f"{self.out} was begun with {part} {known[part]}, and {part}.name now is {fingerprint}; "
+                f"{self.out} was begun with {part} {known[part]}, which now is {fingerprint}; "
                 "give the run another out folder"
             )
         if not path.is_file() or read_json(path) != known:
-            write_json(path, known)
+            write_json(path, dict(sorted(known.items())))
 
     @property
     def begun(self) -> bool:

@@ -67,7 +67,9 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def fingerprint_files(folder: Path, names: tuple[str, ...] = (".safetensors", ".json", ".gguf", ".bin")) -> str:
+def fingerprint_files(
+    folder: Path, names: tuple[str, ...] = (".safetensors", ".json", ".gguf", ".bin", ".txt", ".model")
+) -> str:
     """Hash the weights and settings of a model folder: 16 hex digits that change when any byte does.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +27,14 @@ class TaskData:
     spec: TaskSpec
     train: tuple[Demonstration, ...]
     test: tuple[Demonstration, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the task's words and of the pool's rows, in their order."""
+        h = hashlib.blake2b(self.spec.dump_yaml().encode(), digest_size=8)
+        for d in self.train:
+            h.update(f"{d.id}\0{d.content_hash}\0".encode())
+        return h.hexdigest()
 
     @property
     def by_id(self) -> dict[str, Demonstration]:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -243,13 +243,14 @@ def build_encoder(
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
         rates = {} if dropout is None else dict.fromkeys(DROPOUT_KEYS, dropout)
-        tower = AutoModel.from_pretrained(name, dtype=torch.float32, **rates)
+        where = _device(device)
+        tower = AutoModel.from_pretrained(name, dtype=torch.float32, attn_implementation=_attention(where), **rates)
     except (OSError, ValueError, KeyError) as error:
         reason = ("" if Path(name).is_dir() else "no such folder; from the hub: ") + str(error).splitlines()[0]
         raise ConfigError(f"encoder.name: {name}: cannot be loaded ({reason})") from None
     if tokenizer.cls_token_id is None or tokenizer.sep_token_id is None:
         raise ConfigError(f"encoder.name: {name}: its tokenizer has no CLS and SEP tokens; choose a BERT-like encoder")
-    tower.to(_device(device))
+    tower.to(where)
     tower.get_input_embeddings().requires_grad_(not freeze_embeddings)
     return BiEncoder(
         tower,
@@ -268,6 +269,11 @@ def build_encoder(
 
 def _device(device: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+def _attention(device: str) -> str | None:
+    """Plain attention on a CPU: over short texts the fused kernel's backward pass takes longer than all the rest."""
+    return "eager" if device == "cpu" else None  # none: what the encoder itself prefers
 
 
 def _own_pooling(name: str) -> Pooling:
@@ -298,11 +304,16 @@ def load_encoder(path: Path, device: str = "auto") -> BiEncoder:
     shared = bool(saved.get("shared"))
     if not isinstance(saved.get("settings"), dict) or _fingerprint(path, shared) != saved.get("fingerprint"):
         raise ArtifactError(f"{path}: the encoder's files differ from what was saved; restore or train it again")
-    query = AutoModel.from_pretrained(path / "query", dtype=torch.float32).to(_device(device))
-    demonstration = query if shared else AutoModel.from_pretrained(path / "demonstration", dtype=torch.float32)
+    where = _device(device)
+
+    def load(tower: str) -> nn.Module:
+        model = AutoModel.from_pretrained(path / tower, dtype=torch.float32, attn_implementation=_attention(where))
+        return cast(nn.Module, model.to(where))
+
+    query = load("query")
     return BiEncoder(
         query,
-        demonstration.to(_device(device)),
+        query if shared else load("demonstration"),
         AutoTokenizer.from_pretrained(path / "query"),
         fingerprint=str(saved["fingerprint"]),
         **saved["settings"],

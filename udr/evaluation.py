@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 
+ASKED_AT_ONCE = 32  # prompts between two tellings of progress
 SPARE = 4  # tokens of the LM's context: the mark before a text, and what the border of prompt and answer may add
 
 
@@ -77,7 +78,7 @@ def answer_queries(
     ]
     texts = [text for text, _, _ in prompts]
     if generation:
-        predictions = lm.generate(texts, spec.max_new_tokens)
+        predictions = _generate(lm, texts, spec.max_new_tokens, progress)
     else:
         predictions = _labels(spec, queries, choose_options(spec, lm, texts, [q.query for q in queries], progress))
     return [
@@ -104,6 +105,15 @@ def _prompt(
         text = _cut(spec, query.query, lm, room - reserve)
         return text, (), len(lm.encode(text))
     return prompt.text, tuple(d.id for d in prompt.demonstrations), prompt.tokens
+
+
+def _generate(lm: LanguageModel, texts: Sequence[str], max_new_tokens: int, progress: Progress | None) -> list[str]:
+    answers: list[str] = []
+    for start in range(0, len(texts), ASKED_AT_ONCE):
+        answers += lm.generate(texts[start : start + ASKED_AT_ONCE], max_new_tokens)
+        if progress:
+            progress(len(answers), len(texts))
+    return answers
 
 
 def _cut(spec: TaskSpec, query: Query, tokenizer: Tokenizer, room: int) -> str:

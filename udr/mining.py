@@ -12,15 +12,15 @@ from udr.candidates import with_ranks
 from udr.data import TaskData
 from udr.draw import seeded
 from udr.errors import DataError
-from udr.prompt import render
-from udr.retriever import build_dense_ranker
+from udr.prompt import render_demonstration
+from udr.retriever import build_dense_ranker, most_copies
 from udr.scoring.feedback import score_pairs
 from udr.tasks.spec import TaskSpec
 from udr.types import Candidate, CandidateList, Demonstration, Encoder, FloatArray, LMScorer, Progress, Tokenizer
 
-__all__ = ["choose_queries", "drop_long", "propose_bm25", "propose_dense", "sample", "score_lists"]
+BORDER = 2  # tokens that a text may gain where it is put together with another: BOS, the joiner
 
-EXTRA = 8  # searched beyond k, to make up for the query itself and its duplicates
+__all__ = ["choose_queries", "drop_long", "propose_bm25", "propose_dense", "sample", "score_lists"]
 
 
 def choose_queries(pool: Sequence[Demonstration], count: int, seed: int) -> list[Demonstration]:
@@ -30,16 +30,16 @@ def choose_queries(pool: Sequence[Demonstration], count: int, seed: int) -> list
 
 
 def drop_long(spec: TaskSpec, pool: Sequence[Demonstration], tokenizer: Tokenizer, limit: int) -> list[Demonstration]:
-    """Keep demonstrations that fit `limit` LM tokens together with a query of their own length.
+    """Keep demonstrations of which any two fit `limit` LM tokens, one as z and one as the query with its answer.
 
     The LM's feedback on a longer one would cost most and could hardly be used: it would fill a prompt alone.
 
     Raises:
         DataError: none is short enough.
     """
-    kept = [d for d in pool if len(tokenizer.encode(render(spec, [d], d.query))) <= limit]
+    kept = [d for d in pool if 2 * (len(tokenizer.encode(render_demonstration(spec, d))) + BORDER) <= limit]
     if not kept:
-        raise DataError(f"task {spec.name}: no demonstration and query fit {limit} tokens; raise mining.max_tokens")
+        raise DataError(f"task {spec.name}: no two demonstrations fit {limit} tokens; raise mining.max_tokens")
     return kept
 
 
@@ -71,7 +71,7 @@ def propose_bm25(
     """Top `k` by BM25: over inputs for classification and multiple choice, over outputs for generation."""
     field = "output" if spec.kind == "generation" else "input"
     bm25 = BM25(pool, "output" if spec.kind == "generation" else "input")
-    rows, scores = bm25.search([getattr(q, field) for q in queries], k + EXTRA)
+    rows, scores = bm25.search([getattr(q, field) for q in queries], k + most_copies(pool))
     return _lists(spec.name, queries, pool, rows, scores, k)
 
 
@@ -80,7 +80,7 @@ def propose_dense(
 ) -> list[CandidateList]:
     """Top `k` by the encoder's inner product."""
     ranker = build_dense_ranker(spec, pool, encoder)
-    rows, scores = ranker.rank([q.query for q in queries], k + EXTRA)
+    rows, scores = ranker.rank([q.query for q in queries], k + most_copies(pool))
     return _lists(spec.name, queries, pool, rows, scores, k)
 
 

@@ -80,7 +80,12 @@ def build_prompt(
 
 
 def rearrange(
-    spec: TaskSpec, query: Query, prompt: Prompt, demonstrations: Sequence[Demonstration], tokenizer: Tokenizer
+    spec: TaskSpec,
+    query: Query,
+    prompt: Prompt,
+    demonstrations: Sequence[Demonstration],
+    tokenizer: Tokenizer,
+    reserve: int = 0,
 ) -> Prompt:
     """The same demonstrations in another order, and their text counted anew.
 
@@ -89,6 +94,6 @@ def rearrange(
     """
     text = render(spec, demonstrations, query)
     tokens = len(tokenizer.encode(text))
-    if tokens > prompt.budget:
-        raise PromptTooLong(f"query {query.id}: {tokens} tokens in this order, the budget is {prompt.budget}")
+    if tokens + reserve > prompt.budget:
+        raise PromptTooLong(f"query {query.id}: {tokens} tokens in this order, the budget is {prompt.budget - reserve}")
     return replace(prompt, text=text, demonstrations=tuple(demonstrations), tokens=tokens)

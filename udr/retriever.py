@@ -5,6 +5,7 @@ A saved retriever is a folder: `encoder/`, and for each task `tasks/NAME/` with 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,10 +34,9 @@ __all__ = [
     "Retriever",
     "build_dense_ranker",
     "load_retriever",
+    "most_copies",
     "save_task",
 ]
-
-EXTRA = 8  # searched beyond what is asked, to make up for the query's own copies in the pool
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +121,7 @@ class Retriever:
         self.pool = tuple(pool)
         self.ranker = ranker
         self.seed = seed
+        self._extra = most_copies(self.pool)
 
     def retrieve(
         self, queries: Sequence[Query], k: int, *, selection: str = "top_k", considered: int = 100
@@ -130,7 +131,7 @@ class Retriever:
         Selections other than `top_k` choose among the `considered` most similar ones.
         """
         wide = k if selection == "top_k" else max(k, considered)
-        rows, scores = self.ranker.rank(queries, wide + EXTRA)
+        rows, scores = self.ranker.rank(queries, wide + self._extra)
         results = []
         for query, own_rows, own_scores in zip(queries, rows, scores, strict=True):
             keep = [
@@ -175,7 +176,12 @@ class Retriever:
             return prompt
         best_first = prompt.demonstrations[::-1]
         positions = order(list(range(len(best_first))), [d.output for d in best_first], arrange, self.seed)
-        return rearrange(self.spec, query, prompt, [best_first[p] for p in positions], tokenizer)
+        return rearrange(self.spec, query, prompt, [best_first[p] for p in positions], tokenizer, reserve)
+
+
+def most_copies(pool: Sequence[Demonstration]) -> int:
+    """How many rows a query can lose at most: all rows of one input, and the row of its own id."""
+    return max(Counter(d.query.content_hash for d in pool).values(), default=0) + 1
 
 
 def save_task(path: Path, spec: TaskSpec, pool: Sequence[Demonstration], encoder: Encoder) -> None:

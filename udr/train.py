@@ -112,11 +112,9 @@ class _Sampler:
         ]
         columns = {i: n for n, i in enumerate(dict.fromkeys(c.demonstration_id for own in drawn for c in own))}
         golds = [by_id[one.query_id] for one in chosen]
-        hidden = {i: (by_id[i].query.content_hash, by_id[i].content_hash) for i in columns}
-        masked = [
-            [x == g.query.content_hash or z == g.content_hash or i == g.id for i, (x, z) in hidden.items()]
-            for g in golds
-        ]
+        names = [(i, by_id[i].query.content_hash, by_id[i].content_hash) for i in columns]
+        own_names = [(g.id, g.query.content_hash, g.content_hash) for g in golds]
+        masked = [[i == j or x == y or z == w for i, x, z in names] for j, y, w in own_names]
         return Batch(
             queries=[self._token_ids(t, g, of_query=True) for g in golds],
             demonstrations=[self._token_ids(t, by_id[i], of_query=False) for i in columns],

@@ -147,9 +147,7 @@ def test_the_entry_point_itself_prints_one_line_and_exits_2(bench: Bench) -> Non
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr == (
-        f"udr: {bench.config}: evaluation.budgget: no such setting; did you mean budget?\n"
-    )
+    assert done.stderr == (f"udr: {bench.config}: evaluation.budgget: no such setting; did you mean budget?\n")
 
 
 def test_an_unknown_option_exits_2_without_a_traceback(udr: Command) -> None:
@@ -325,11 +323,9 @@ def test_settings_refused_before_anything_was_done_may_be_put_right_in_the_same_
     assert "begun with other settings under 'mining'" in udr(*words[:-1], "mining.queries=3").complaint
 
 
-def test_another_lm_or_changed_weights_under_an_old_run_are_refused(
-    udr: Command, copy: Bench, lm_folder: Path
-) -> None:
+def test_another_lm_or_changed_weights_under_an_old_run_are_refused(udr: Command, copy: Bench, lm_folder: Path) -> None:
     found = udr("run", copy.config, f"lm.name={lm_folder}").complaint
-    assert found.startswith(f"{copy.out} was begun with lm fake-lm-1, and lm.name now is ")
+    assert found.startswith(f"{copy.out} was begun with lm fake-lm-1, which now is ")
     assert found.endswith("give the run another out folder")
     assert udr("run", copy.config).code == 0
 
@@ -395,9 +391,7 @@ def test_a_flipped_byte_of_a_retriever_is_noticed(udr: Command, copy: Bench, nam
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"shared": true}', b"\xff\xfe"])
 @pytest.mark.parametrize("name", ["encoder/encoder.json", "tasks/mood/index/manifest.json"])
-def test_a_damaged_description_of_a_retriever_is_noticed(
-    udr: Command, copy: Bench, name: str, content: bytes
-) -> None:
+def test_a_damaged_description_of_a_retriever_is_noticed(udr: Command, copy: Bench, name: str, content: bytes) -> None:
     (copy.retriever / name).write_bytes(content)
     found = udr("retrieve", "--retriever", copy.retriever, "--task", "mood", INPUT).complaint
     assert found.startswith(str(copy.retriever))

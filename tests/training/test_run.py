@@ -294,9 +294,15 @@ def test_training_killed_again_and_again_goes_on_from_its_checkpoint(bench: Benc
     process = start(tmp_path / "whole", "train", bench.config, *words, f"out={whole.out}")
     checkpoint = bench.out / "round-0" / "encoder.checkpoint"
     reached = [0]
+
+    def goes_on() -> bool:
+        step = step_of(checkpoint) if checkpoint.is_file() else 0
+        assert step >= reached[-1], "training began anew"
+        return step > reached[-1]
+
     while len(reached) < 4:
         killed = start(tmp_path / "killed", "train", bench.config, *words)
-        wait_for(lambda: checkpoint.is_file() and step_of(checkpoint) > reached[-1], killed)
+        wait_for(goes_on, killed)
         killed.kill()
         killed.join()
         reached.append(step_of(checkpoint))

@@ -242,7 +242,7 @@ def test_task_file_of_another_shape_is_refused(content: str, tmp_path: Path) -> 
 
 
 def test_name_that_is_no_bigbench_task_is_refused(archive: Path, tmp_path: Path) -> None:
-    with pytest.raises(UnknownNameError, match="did you mean .*social_iqa"):
+    with pytest.raises(UnknownNameError, match=r"did you mean .*social_iqa"):
         convert_bigbench(archive, tmp_path, ["socialiqa"])
     with pytest.raises(DataError, match="sst2 does not come from BIG-bench"):
         convert_bigbench(archive, tmp_path, ["sst2"])

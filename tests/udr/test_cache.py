@@ -7,9 +7,11 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -223,6 +225,28 @@ def test_a_full_table_leaves_no_transaction_open(open_cache: OpenCache, tmp_path
         cache.put([(score_key("lm", str(i), "x"), -1.0, 1) for i in range(5000)])
     assert len(cache) == 0
     cache.put([(score_key("lm", "a", "x"), -1.0, 1)])
+    assert len(cache) == 1
+
+
+def test_a_failed_transaction_is_taken_back(open_cache: OpenCache, tmp_path: Path) -> None:
+    cache = open_cache(tmp_path / "scores.sqlite")
+    bad: Any = [(score_key("lm", "a", "x"), -1.0, 1), (score_key("lm", "b", "x"), None, 1)]
+    with pytest.raises(ArtifactError, match="those before are kept"):
+        cache.put(bad)
+    assert len(cache) == 0
+    cache.put(bad[:1])
+    assert len(cache) == 1
+
+
+def test_a_writer_waits_for_another_one(open_cache: OpenCache, tmp_path: Path) -> None:
+    path = tmp_path / "scores.sqlite"
+    cache = open_cache(path)
+    with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        release = threading.Timer(0.3, other.execute, ["COMMIT"])
+        release.start()
+        cache.put([(score_key("lm", "a", "x"), -1.0, 1)])
+        release.join()
     assert len(cache) == 1
 
 

@@ -119,7 +119,7 @@ def windowed(kind: str) -> Any:
     return GPTNeoConfig(num_layers=2, attention_types=[[["global", "local"], 1]], window_size=8, **sizes)
 
 
-@pytest.mark.parametrize(("kind", "tree"), [("mistral", True), ("qwen2", True), ("gemma2", False), ("gpt_neo", False)])
+@pytest.mark.parametrize(("kind", "tree"), [("mistral", True), ("qwen2", True), ("gemma2", True), ("gpt_neo", False)])
 def test_prompts_longer_than_the_window_are_scored_as_the_model_alone_would(
     make_lm: MakeLM, kind: str, tree: bool
 ) -> None:
@@ -200,6 +200,20 @@ def test_the_beginning_mark_is_what_the_tokenizer_puts_there(make_lm: MakeLM, ki
     assert lm.context_length == 256
 
 
+def test_a_tokenizer_that_also_puts_a_mark_behind_a_text_keeps_the_one_before_it(make_lm: MakeLM) -> None:
+    from tokenizers import Tokenizer, processors
+    from transformers import PreTrainedTokenizerFast
+
+    lm = make_lm("llama")
+    backend = Tokenizer.from_str(lm.tokenizer.backend_tokenizer.to_str())
+    marks = [("<s>", 1), ("</s>", 2)]
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=marks)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
+    both = CausalLM(lm.model, tokenizer, "both")
+    assert both.prefix_ids == [1]
+    assert both.token_ids("the film was", " great") == lm.token_ids("the film was", " great")
+
+
 def test_the_settings_of_a_model_that_also_reads_images_are_found_one_level_deeper(make_lm: MakeLM) -> None:
     lm = make_lm("gemma3")
 
@@ -215,6 +229,9 @@ def test_the_settings_of_a_model_that_also_reads_images_are_found_one_level_deep
 
         def eval(self) -> Model:
             return self
+
+        def set_attn_implementation(self, name: str) -> None:
+            lm.model.set_attn_implementation(name)
 
         def __call__(self, **kwargs: Any) -> Any:
             return lm.model(**kwargs)

@@ -42,7 +42,7 @@ def test_a_classification_is_answered_by_the_label_of_the_likeliest_word(
     sentiment: TaskSpec, reviews: list[Demonstration]
 ) -> None:
     queries = [
-        Demonstration("q1", "a joy from the last", "1", references=("1", "ok")),
+        Demonstration("q1", "a joy from the last", "1", references=("ok", "1")),
         Demonstration("q2", "a bore", "0"),
     ]
     retriever = Retriever(sentiment, reviews, BM25Ranker(reviews))
@@ -152,12 +152,7 @@ def test_written_answers_read_back_as_they_were(
     assert read_answers(path) == answers
 
 
-CUTS = pytest.mark.xfail(reason="read_answers uses str.splitlines, which cuts at these marks too", strict=True)
-
-
-@pytest.mark.parametrize(
-    "mark", [pytest.param("\u2028", marks=CUTS), pytest.param("\x85", marks=CUTS), "\r", "\n", "\x1c"]
-)
+@pytest.mark.parametrize("mark", ["\u2028", "\x85", "\r", "\n", "\x1c"])
 def test_answers_with_odd_line_breaks_read_back(tmp_path: Path, mark: str) -> None:
     given = [Answer("1", f"x{mark}x", f"y{mark}y", ("y",), (), 1), Answer("2", "x", "y", ("y",), (), 1)]
     write_answers(tmp_path / "answers.jsonl", given)

@@ -101,11 +101,11 @@ def test_shares_of_all_options_sum_to_one(how: Normalisation) -> None:
 def test_shares_stay_finite_when_an_option_is_hopeless() -> None:
     class Certain(Table):
         def loglikelihood(self, contexts: Sequence[str], continuations: Sequence[str]) -> LogLikelihoods:
-            nats = np.array([-1e6 if "not" in c else -1.0 for c in continuations], dtype=np.float32)
+            nats = np.array([-1e6 if "not" in c else -2000.0 for c in continuations], dtype=np.float32)
             return LogLikelihoods(nats, np.ones(len(continuations), dtype=np.int64))
 
     scores = score_pairs(classification("sum"), Certain(), [(ROWS[1], ROWS[0]), (ROWS[0], ROWS[1])])
-    assert scores[0] == pytest.approx(1 - 1e6)
+    assert scores[0] == pytest.approx(2000 - 1e6)
     assert scores[1] == 0
 
 

@@ -294,9 +294,10 @@ def test_save_that_fails_while_writing_keeps_the_old_index(tmp_path: Path, monke
     def full_disk(handle: int) -> None:
         raise OSError("no space left on device")
 
-    with monkeypatch.context() as patch, pytest.raises(ArtifactError, match="no space left"):
+    with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full_disk)
-        saved(tmp_path, np.arange(9))
+        with pytest.raises(ArtifactError, match="no space left"):
+            saved(tmp_path, np.arange(9))
     assert len(load_index(tmp_path)) == 50
     saved(tmp_path, np.arange(9))
     assert len(load_index(tmp_path)) == 9

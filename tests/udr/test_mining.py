@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,7 +15,7 @@ from udr.draw import seeded
 from udr.errors import DataError
 from udr.fakes import FakeEncoder, FakeLM
 from udr.mining import choose_queries, drop_long, propose_bm25, propose_dense, sample, score_lists
-from udr.prompt import for_encoder, render
+from udr.prompt import for_encoder, render, render_demonstration
 from udr.scoring.feedback import score_pairs
 from udr.tasks.spec import TaskSpec
 from udr.types import Candidate, CandidateList, Demonstration
@@ -54,9 +56,7 @@ def test_dense_candidates_are_the_most_similar_ones_without_the_query_and_its_co
         assert all(found[c.demonstration_id][0].input != query.input for c in one.candidates)
         for candidate in one.candidates:
             assert candidate.retrieval_score == pytest.approx(float(found[candidate.demonstration_id][1]), abs=1e-6)
-    if len(pool) <= 8:  # then no copy can push a candidate out of the search
-        rounded = scores.round(5)
-        assert [[c.demonstration_id for c in one.candidates] for one in lists] == plain_lists(pool, rounded, k)
+    assert [[c.demonstration_id for c in one.candidates] for one in lists] == plain_lists(pool, scores.round(5), k)
 
 
 @given(pools, st.integers(1, 6))
@@ -70,8 +70,7 @@ def test_lexical_candidates_are_the_best_by_bm25_without_the_query_and_its_copie
     table = np.zeros((len(pool), len(pool)))
     np.put_along_axis(table, rows, scores, axis=1)
     lists = propose_bm25(spec, pool, pool, k)
-    if len(pool) <= 8:
-        assert [[c.demonstration_id for c in one.candidates] for one in lists] == plain_lists(pool, table, k)
+    assert [[c.demonstration_id for c in one.candidates] for one in lists] == plain_lists(pool, table, k)
     for one, query in zip(lists, pool, strict=True):
         names = [c.demonstration_id for c in one.candidates]
         assert len(set(names)) == len(names) <= k
@@ -88,8 +87,19 @@ def test_queries_need_not_stand_in_the_pool(sentiment: TaskSpec, reviews: list[D
         assert {c.demonstration_id for c in lists[0].candidates} == {"a", "b", "d", "e", "f"}
 
 
-def test_eight_copies_of_the_query_do_not_shorten_its_list(sentiment: TaskSpec) -> None:
-    copies = [Demonstration(f"copy {i}", "joy film", "1") for i in range(8)]
+def test_the_row_of_the_querys_own_id_is_left_out_even_if_its_text_was_mended_since(
+    sentiment: TaskSpec, reviews: list[Demonstration]
+) -> None:
+    query = Demonstration("a", "the film was a great joy", "1")
+    for lists in (
+        propose_bm25(sentiment, reviews, [query], 10),
+        propose_dense(sentiment, reviews, [query], 10, FakeEncoder()),
+    ):
+        assert {c.demonstration_id for c in lists[0].candidates} == {"b", "c", "d", "e", "f"}
+
+
+def test_many_copies_of_the_query_do_not_shorten_its_list(sentiment: TaskSpec) -> None:
+    copies = [Demonstration(f"copy {i}", "joy film", "1") for i in range(30)]
     others = [Demonstration(f"other {i}", f"joy {w}", "0") for i, w in enumerate(["bore", "plot", "bank", "cup"])]
     for lists in (
         propose_bm25(sentiment, copies + others, copies[:1], 3),
@@ -145,12 +155,15 @@ def test_draws_depend_on_words_alone() -> None:
 
 def test_long_demonstrations_are_dropped_before_mining(sentiment: TaskSpec, reviews: list[Demonstration]) -> None:
     lm = FakeLM()
-    sizes = {d.id: len(lm.encode(render(sentiment, [d], d.query))) for d in reviews}
-    limit = sorted(sizes.values())[2]
+    sizes = {d.id: len(lm.encode(render_demonstration(sentiment, d))) for d in reviews}
+    limit = 2 * sorted(sizes.values())[2] + 4
     kept = drop_long(sentiment, reviews, lm, limit)
-    assert [d.id for d in kept] == [i for i, n in sizes.items() if n <= limit]
+    assert {i for i, n in sizes.items() if 2 * n + 4 <= limit} == {d.id for d in kept}
     assert 3 <= len(kept) < len(reviews)
-    with pytest.raises(DataError, match=r"no demonstration and query fit 5 tokens; raise mining\.max_tokens"):
+    for z, x in itertools.product(kept, kept):
+        answer = sentiment.verbalise(x.output)
+        assert len(lm.encode(render(sentiment, [z], x.query) + answer)) <= limit
+    with pytest.raises(DataError, match=r"no two demonstrations fit 5 tokens; raise mining\.max_tokens"):
         drop_long(sentiment, reviews, lm, 5)
 
 

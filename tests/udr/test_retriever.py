@@ -22,6 +22,7 @@ from udr.retriever import (
     load_retriever,
     save_task,
 )
+from udr.selection import select
 from udr.tasks.spec import TaskSpec
 from udr.types import Demonstration, Query
 
@@ -62,6 +63,14 @@ def test_neither_the_query_nor_a_copy_of_it_is_ever_retrieved(
     others = [d for d in pool if d.id != query.id and d.input != query.input]
     if len(pool) <= 8:  # then copies cannot push others out of the search
         assert len(found) == min(k, len(others))
+
+
+def test_the_row_of_the_querys_own_id_is_left_out_even_if_its_text_was_mended_since(
+    sentiment: TaskSpec, reviews: list[Demonstration]
+) -> None:
+    for name, ranker in rankers(sentiment, reviews).items():
+        (found,) = Retriever(sentiment, reviews, ranker).retrieve([Query("a", "the film was a great joy")], 9)
+        assert sorted(f.demonstration.id for f in found) == ([] if name == "none" else ["b", "c", "d", "e", "f"])
 
 
 def test_the_most_similar_stand_first_with_their_similarity_and_rank(
@@ -117,6 +126,20 @@ def test_a_selection_chooses_among_the_most_similar_ones(
     assert all(near[f.demonstration.id] == f for f in found)
     if selection == "balanced":
         assert {f.demonstration.output for f in found} == {"0", "1"}
+
+
+@pytest.mark.parametrize("selection", ["mmr", "dpp"])
+def test_a_selection_weighs_each_candidate_by_its_own_vector(
+    sentiment: TaskSpec, reviews: list[Demonstration], selection: str
+) -> None:
+    ranker = build_dense_ranker(sentiment, reviews, ENCODER)
+    retriever = Retriever(sentiment, reviews, ranker)
+    places = {d.id: i for i, d in enumerate(reviews)}
+    for text in ("the film was a joy to see", "shares of a bank", "built from a plot of the cast"):
+        (near,) = retriever.retrieve([Query("q", text)], 6)
+        vectors = ranker.vectors(np.array([places[f.demonstration.id] for f in near]))
+        chosen = select(selection, np.array([f.similarity for f in near], dtype=np.float32), 4, vectors=vectors)
+        assert retriever.retrieve([Query("q", text)], 4, selection=selection)[0] == [near[i] for i in chosen]
 
 
 def test_nothing_is_retrieved_without_a_ranking(sentiment: TaskSpec, reviews: list[Demonstration]) -> None:

@@ -168,7 +168,7 @@ def test_longer_vectors_of_the_encoder_change_nothing(name: str) -> None:
 def test_coverage_takes_most_open_words_then_starts_again() -> None:
     query = set("abcdef")
     texts = [set("abc"), set("ab"), set("de"), set("xyz"), set("f"), set("ad")]
-    #  0 opens with 3 words, 2 adds d e, 4 adds f; then all are open: 1 and 5 have two each (5 more relevant), then 1; 3 none
+    # 0 opens with 3 words, 2 adds d e, 4 adds f; then all are open: 1 and 5 have two each (5 more relevant); 3 none
     assert coverage([0.1, 0.2, 0.1, 0.9, 0.1, 0.3], query, texts, 6) == [0, 2, 4, 5, 1, 3]
 
 

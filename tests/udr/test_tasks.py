@@ -247,7 +247,7 @@ def test_what_the_caller_says_overrules_the_guess() -> None:
 
 
 def test_table_that_cannot_be_the_task_asked_for_is_refused() -> None:
-    with pytest.raises(ConfigError, match="task t: .*at least two labels"):
+    with pytest.raises(ConfigError, match=r"task t: .*at least two labels"):
         infer_spec("t", rows(["same"] * 10), kind="classification")
     with pytest.raises(DataError, match="no rows"):
         infer_spec("t", [])
