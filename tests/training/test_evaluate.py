@@ -14,7 +14,7 @@ from training.evaluate import evaluate, evaluation_queries
 from training.run import open_run
 from udr.config import load_config
 from udr.data import open_task
-from udr.errors import ConfigError, DataError
+from udr.errors import ConfigError, DataError, FingerprintMismatch
 from udr.evaluation import read_answers
 from udr.fakes import FakeLM
 from udr.retriever import load_retriever
@@ -209,7 +209,7 @@ def test_a_query_longer_than_the_lms_context_is_asked_with_its_end_cut_off(
 
 
 def test_answers_that_hold_any_character_are_read_again_as_they_were_written(copy: Bench, asked: list[str]) -> None:
-    rows = mood_rows(40)
+    rows = mood_rows(48)  # the pool stays as it was: a changed one is refused
     for row, mark in zip(rows[-8:], ["\u2028", "\u2029", "\x85", "\x0c", "\x1c", "\r", "\v", "é🙂"], strict=True):
         row["input"] += f" {mark} merry"
     write_table(copy.data / "mood.jsonl", rows, test=8)
@@ -218,6 +218,14 @@ def test_answers_that_hold_any_character_are_read_again_as_they_were_written(cop
     asked.clear()
     assert evaluate(open_run(copy.settings(words))) == first
     assert asked == []
+
+
+def test_a_pool_that_changed_under_an_old_run_is_refused(copy: Bench) -> None:
+    rows = mood_rows(48)
+    rows[0]["input"] += " indeed"
+    write_table(copy.data / "mood.jsonl", rows, test=8)
+    with pytest.raises(FingerprintMismatch, match=r"begun with task mood .* give the run another out folder"):
+        evaluate(open_run(copy.settings()))
 
 
 @pytest.mark.parametrize("content", [b"{}\n", b'{"query_id": 1', b"\xff\xfe\n"])
