@@ -154,7 +154,8 @@ def propose(run: Run, number: int) -> None:
             continue
         fitting = drop_long(data.spec, data.train, run.lm, mining.max_tokens)
         most = min(mining.queries or len(fitting), data.spec.train_cap or len(fitting))
-        order = choose_queries(fitting, 0, seed)
+        balanced = mining.balanced and data.spec.kind == "classification"
+        order = choose_queries(fitting, 0, seed, balanced)
         start = number * most if mining.fresh_queries else 0
         queries = [order[i % len(order)] for i in range(start, start + most)]
         pool = choose_queries(fitting, mining.pool, seed + 1 + (number if mining.fresh_queries else 0))
@@ -165,7 +166,8 @@ def propose(run: Run, number: int) -> None:
             if folder not in encoders:
                 encoders = {folder: load_encoder(folder)}
             lists = propose_dense(data.spec, pool, queries, mining.candidates, encoders[folder])
-        write_candidates(path, sample(lists, mining.scored, seed + number))
+        outputs = {d.id: d.output for d in pool} if balanced else None
+        write_candidates(path, sample(lists, mining.scored, seed + number, outputs))
 
 
 def score(run: Run, number: int) -> None:

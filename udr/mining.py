@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from udr.bm25 import BM25
 from udr.candidates import with_ranks
 from udr.data import TaskData
-from udr.draw import seeded
+from udr.draw import seeded, spread
 from udr.errors import DataError
 from udr.prompt import render_demonstration
 from udr.retriever import build_dense_ranker, most_copies
@@ -23,9 +23,14 @@ BORDER = 2  # tokens that a text may gain where it is put together with another:
 __all__ = ["choose_queries", "drop_long", "propose_bm25", "propose_dense", "sample", "score_lists"]
 
 
-def choose_queries(pool: Sequence[Demonstration], count: int, seed: int) -> list[Demonstration]:
-    """Draw training queries from the pool; a larger `count` keeps the ones a smaller one drew. 0 means all."""
-    order = seeded("queries", seed).permutation(len(pool))
+def choose_queries(pool: Sequence[Demonstration], count: int, seed: int, balanced: bool = False) -> list[Demonstration]:
+    """Draw training queries from the pool; a larger `count` keeps the ones a smaller one drew. 0 means all.
+
+    `balanced` takes the outputs in turn, for tasks where a few labels hold most rows.
+    """
+    order: Sequence[int] = seeded("queries", seed).permutation(len(pool)).tolist()
+    if balanced:
+        order = spread(order, [d.output for d in pool])
     return [pool[i] for i in order[: count or len(pool)]]
 
 
@@ -84,11 +89,19 @@ def propose_dense(
     return _lists(spec.name, queries, pool, rows, scores, k)
 
 
-def sample(lists: Sequence[CandidateList], count: int, seed: int) -> list[CandidateList]:
-    """Keep `count` candidates of each list, drawn uniformly; a larger `count` keeps what a smaller one drew. 0: all."""
+def sample(
+    lists: Sequence[CandidateList], count: int, seed: int, outputs: Mapping[str, str] | None = None
+) -> list[CandidateList]:
+    """Keep `count` candidates of each list, drawn uniformly; a larger `count` keeps what a smaller one drew. 0: all.
+
+    With `outputs` (demonstration id -> output) the outputs are taken in turn, so that a list shows the LM more than
+    its commonest label.
+    """
     kept = []
     for one in lists:
-        order = seeded("candidates", seed, one.task, one.query_id).permutation(len(one.candidates))
+        order = seeded("candidates", seed, one.task, one.query_id).permutation(len(one.candidates)).tolist()
+        if outputs is not None:
+            order = spread(order, [outputs[c.demonstration_id] for c in one.candidates])
         chosen = sorted(order[: count or len(order)])
         kept.append(replace(one, candidates=tuple(one.candidates[i] for i in chosen)))
     return kept

@@ -200,3 +200,14 @@ def test_lists_over_another_pool_are_refused(sentiment: TaskSpec, reviews: list[
     for one in (CandidateList("t", "a", (Candidate("zz"),)), CandidateList("t", "zz", (Candidate("a"),))):
         with pytest.raises(DataError, match="the candidate lists name zz, which the pool does not hold"):
             score_lists(data, [one], FakeLM())
+
+
+def test_balanced_draws_take_labels_in_turn(sentiment: TaskSpec) -> None:
+    rows = [Demonstration(f"{i:03d}", f"film {i}", "1" if i % 10 == 0 else "0") for i in range(100)]
+    queries = choose_queries(rows, 20, seed=3, balanced=True)
+    assert sorted(q.output for q in queries) == ["0"] * 10 + ["1"] * 10
+    assert choose_queries(rows, 8, seed=3, balanced=True) == queries[:8]
+    lists = [CandidateList("t", "q", tuple(Candidate(r.id) for r in rows[1:]))]
+    (drawn,) = sample(lists, 6, seed=3, outputs={r.id: r.output for r in rows})
+    outputs = [rows[int(c.demonstration_id)].output for c in drawn.candidates]
+    assert sorted(outputs) == ["0"] * 3 + ["1"] * 3
