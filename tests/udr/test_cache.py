@@ -273,3 +273,24 @@ def test_a_damaged_table_is_refused_when_read(open_cache: OpenCache, tmp_path: P
     path.write_bytes(content)
     with pytest.raises(ArtifactError):
         open_cache(path).get(keys)
+
+
+def test_many_may_begin_one_cache_at_the_same_moment(tmp_path: Path) -> None:
+    for attempt in range(20):
+        path = tmp_path / f"{attempt}.sqlite"
+        together = threading.Barrier(8)
+        failures: list[ArtifactError] = []
+
+        def begin(path: Path = path, together: threading.Barrier = together, failures: list = failures) -> None:
+            together.wait()
+            try:
+                ScoreCache(path).close()
+            except ArtifactError as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=begin) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert failures == []

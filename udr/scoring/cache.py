@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from udr.types import LMScorer, LogLikelihoods
 
 __all__ = ["CachedScorer", "ScoreCache"]
 
+OPENING = 30.0  # seconds to wait for another process that is opening the same file
 LOOKUP_BATCH = 500  # SQLite's default limit of bound variables is higher on every build we meet
 
 
@@ -37,7 +39,7 @@ class ScoreCache:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, timeout=60, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode=WAL")
+            self._enter_wal_mode()
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.execute(
                 "CREATE TABLE IF NOT EXISTS scores (key BLOB PRIMARY KEY, nats REAL NOT NULL, tokens INTEGER NOT NULL)"
@@ -45,6 +47,18 @@ class ScoreCache:
             )
         except (sqlite3.Error, OSError) as error:
             raise ArtifactError(f"{path}: the score cache cannot be opened ({error})") from None
+
+    def _enter_wal_mode(self) -> None:
+        """Switch to WAL; two processes that begin a file at once collide here, and SQLite does not wait by itself."""
+        deadline = time.monotonic() + OPENING
+        while True:
+            try:
+                self._db.execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
 
     def __len__(self) -> int:
         (count,) = self._db.execute("SELECT count(*) FROM scores").fetchone()
