@@ -37,7 +37,6 @@ class EncoderSettings(StrictConfig):
     demonstration_instruction: bool = True  # false with query_instruction false: the paper's ablation
     precision: Literal["float32", "bfloat16"] = "float32"  # of matrix products; weights and vectors stay float32
     dropout: float | None = Field(default=None, ge=0, lt=1)  # while training; null: the encoder's own
-    freeze_embeddings: bool = False  # keep the word vectors as they are (cheaper, for small encoders)
 
 
 class MiningSettings(StrictConfig):
@@ -69,6 +68,7 @@ class TrainSettings(StrictConfig):
     lr: float = Field(default=1e-4, gt=0)  # of AdamW, at its height
     warmup: int = Field(default=500, ge=0)  # steps of linear rise, at most a tenth of all; linear fall after them
     weight_decay: float = Field(default=0.01, ge=0)  # of AdamW
+    freeze_embeddings: bool = False  # keep the word vectors as they are (cheaper, for small encoders)
     multi_task: bool = True  # false: one encoder a task (the paper's ablation)
     checkpoint_every: int = Field(default=100, ge=1)  # steps
 

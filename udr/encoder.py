@@ -224,14 +224,12 @@ def build_encoder(
     demonstration_instruction: bool = True,
     precision: Precision = "float32",
     dropout: float | None = None,
-    freeze_embeddings: bool = False,
     device: str = "auto",
 ) -> BiEncoder:
     """Make an untrained bi-encoder from a sentence encoder: a local folder or a hub name.
 
     `pooling: auto` is what the sentence encoder was trained with (mean if it does not say). `dropout` replaces the
-    encoder's own while training; `freeze_embeddings` keeps its word vectors, half of a small encoder's weights, as
-    they are.
+    encoder's own while training.
 
     Raises:
         ConfigError: the encoder cannot be loaded or its tokenizer lacks CLS and SEP.
@@ -251,7 +249,6 @@ def build_encoder(
     if tokenizer.cls_token_id is None or tokenizer.sep_token_id is None:
         raise ConfigError(f"encoder.name: {name}: its tokenizer has no CLS and SEP tokens; choose a BERT-like encoder")
     tower.to(where)
-    tower.get_input_embeddings().requires_grad_(not freeze_embeddings)
     return BiEncoder(
         tower,
         tower if shared else copy.deepcopy(tower),

@@ -151,6 +151,7 @@ def fit(
     lr: float = 1e-4,
     warmup: int = 500,
     weight_decay: float = 0.01,
+    freeze_embeddings: bool = False,
     seed: int = 0,
     checkpoint: Path | None = None,
     checkpoint_every: int = 100,
@@ -175,6 +176,8 @@ def fit(
         objective=objective,
         seed=seed,
     )
+    for tower in (encoder.query_tower, encoder.demonstration_tower):
+        tower.get_input_embeddings().requires_grad_(not freeze_embeddings)  # type: ignore[operator]
     parameters = [p for p in encoder.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
     rise = max(1, min(warmup, steps // 10))

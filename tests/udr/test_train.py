@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tiny_encoder import write_encoder
 
 from udr.data import TaskData
-from udr.encoder import BiEncoder, build_encoder
+from udr.encoder import BiEncoder, build_encoder, load_encoder
 from udr.errors import ArtifactError, DataError
 from udr.fakes import FakeLM
 from udr.losses import udr_loss
@@ -222,11 +222,23 @@ def test_the_rate_rises_over_a_tenth_of_the_steps_and_falls_to_the_end(
 
 
 def test_frozen_word_vectors_stay_and_all_else_moves(make: Callable[..., BiEncoder], ranked: RankedTask) -> None:
-    encoder = make(freeze_embeddings=True)
+    encoder = make()
     before = {name: p.detach().clone() for name, p in encoder.named_parameters()}
-    fit(encoder, [ranked], steps=2, batch=4, list_size=4)
+    fit(encoder, [ranked], steps=2, batch=4, list_size=4, freeze_embeddings=True)
     stayed = [name for name, p in encoder.named_parameters() if torch.equal(p, before[name])]
     assert [name for name in stayed if "pooler" not in name] == ["query_tower.embeddings.word_embeddings.weight"]
+
+
+def test_word_vectors_stay_frozen_in_a_later_round_from_a_saved_encoder(
+    make: Callable[..., BiEncoder], ranked: RankedTask, tmp_path: Path
+) -> None:
+    first = make()
+    fit(first, [ranked], steps=1, batch=4, list_size=4, freeze_embeddings=True)
+    first.save(tmp_path / "encoder")
+    second = load_encoder(tmp_path / "encoder", device="cpu")
+    fit(second, [ranked], steps=2, batch=4, list_size=4, freeze_embeddings=True)
+    words = [encoder.query_tower.get_input_embeddings().weight for encoder in (first, second)]
+    assert torch.equal(*words)
 
 
 def test_a_trained_encoder_goes_by_another_fingerprint(make: Callable[..., BiEncoder], ranked: RankedTask) -> None:
@@ -299,7 +311,7 @@ def test_a_damaged_checkpoint_or_one_of_another_encoder_is_refused(
     fit(make(shared=False), [ranked], **settings)  # type: ignore[arg-type]
     content = checkpoint.read_bytes()
     with pytest.raises(ArtifactError, match=r"checkpoint\.pt: .*delete it to begin anew"):
-        fit(make(freeze_embeddings=True), [ranked], **settings)  # type: ignore[arg-type]
+        fit(make(), [ranked], freeze_embeddings=True, **settings)  # type: ignore[arg-type]
     for broken in (content[: len(content) // 2], b"", b"nonsense"):
         checkpoint.write_bytes(broken)
         with pytest.raises(ArtifactError, match="delete it to begin anew"):
