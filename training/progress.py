@@ -54,17 +54,18 @@ def reporting(console: Console) -> Iterator[Report]:
 
 
 def _lines(console: Console, title: str) -> Progress:
-    started = last = time.monotonic()
-    begun: int | None = None  # where a resumed stage took up its work
+    begun: int | None = None  # where this process took up the work
+    started = last = 0.0
 
     def tell(done: int, total: int) -> None:
-        nonlocal last, begun
+        nonlocal started, last, begun
         now = time.monotonic()
-        begun = done - 1 if begun is None else begun
-        if done < total and now - last < LINE_EVERY:
+        if begun is None:
+            begun, started, last = done, now, now
+        if done == begun or (done < total and now - last < LINE_EVERY):
             return
         last = now
-        left = (now - started) / max(done - begun, 1) * (total - done)
+        left = (now - started) / (done - begun) * (total - done)
         console.print(f"{title}: {done}/{total}, {now - started:.0f} s, ETA {left:.0f} s", highlight=False)
 
     return tell

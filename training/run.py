@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from training.settings import RunConfig
 from udr.artifacts import read_json, write_atomically, write_json
@@ -175,9 +175,17 @@ def score(run: Run, number: int) -> None:
     for name, data in run.tasks.items():
         path = run.round_folder(number) / f"{name}.scored.jsonl"
         if not path.is_file():
-            lists = read_candidates(run.round_folder(number) / f"{name}.proposed.jsonl")
+            lists = _read_lists(run, number, name, "proposed")
             progress = run.report(f"round {number}: LM scores of {name}")
             write_candidates(path, score_lists(data, lists, run.scorer, progress, run.config.mining.gold_only))
+
+
+def _read_lists(run: Run, number: int, name: str, stage: Literal["proposed", "scored"]) -> Sequence[CandidateList]:
+    path = run.round_folder(number) / f"{name}.{stage}.jsonl"
+    if not path.is_file():
+        command = {"proposed": "propose", "scored": "score"}[stage]
+        raise ArtifactError(f"{path}: not {stage} yet; run: udr {command} --round {number}")
+    return read_candidates(path)
 
 
 def train(run: Run, number: int) -> None:
@@ -208,7 +216,7 @@ def ranked_tasks(run: Run, names: Sequence[str], rounds: Sequence[int]) -> list[
     """The scored lists of some rounds, merged query by query."""
     tasks = []
     for name in names:
-        scored = [read_candidates(run.round_folder(n) / f"{name}.scored.jsonl") for n in rounds]
+        scored = [_read_lists(run, n, name, "scored") for n in rounds]
         lists: Sequence[CandidateList] = union(scored) if len(scored) > 1 else scored[0]
         tasks.append(RankedTask(run.tasks[name].spec, run.tasks[name].by_id, lists))
     return tasks
@@ -228,6 +236,9 @@ def fit_and_save(
     settings = run.config.train.model_dump()
     for key in ("epochs", "round_epochs", "multi_task"):
         settings.pop(key)
+    of_epr = settings.pop("epr_temperature")
+    if objective == "epr" and of_epr is not None:
+        settings["temperature"] = of_epr
     lists = sum(len(t.lists) for t in tasks)
     checkpoint = checkpoint_of(folder)
     losses = fit(

@@ -109,6 +109,8 @@ def _prompt(
 
 def _generate(lm: LanguageModel, texts: Sequence[str], max_new_tokens: int, progress: Progress | None) -> list[str]:
     answers: list[str] = []
+    if progress:
+        progress(0, len(texts))
     for start in range(0, len(texts), ASKED_AT_ONCE):
         answers += lm.generate(texts[start : start + ASKED_AT_ONCE], max_new_tokens)
         if progress:

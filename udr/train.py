@@ -157,7 +157,7 @@ def fit(
     checkpoint_every: int = 100,
     progress: Progress | None = None,
 ) -> list[float]:
-    """Train `encoder` in place; return the loss of each step made in this call.
+    """Train `encoder` in place; return the loss of each step, those before a checkpoint included.
 
     A step is one task's batch of `batch` queries with `list_size` candidates each, ranked among themselves. AdamW with
     linear warm-up over `warmup` steps (at most a tenth of all) and linear decay. `objective: epr` is the baseline:
@@ -184,9 +184,11 @@ def fit(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda n: min((n + 1) / rise, (steps - n) / max(1, steps - rise))
     )
-    first = _restore(checkpoint, encoder, optimizer, schedule) if checkpoint else 0
-    losses: list[float] = []
+    losses = _restore(checkpoint, encoder, optimizer, schedule) if checkpoint else []
+    first = len(losses)
     encoder.train()
+    if progress:
+        progress(first, steps)
     for step in range(first, steps):
         torch.manual_seed(seed * 1_000_003 + step)  # dropout too is a function of (seed, step)
         loss = _loss(encoder, sampler(step), objective, rank_weight, pair_weight, temperature)
@@ -197,7 +199,7 @@ def fit(
         schedule.step()
         losses.append(float(loss.detach()))
         if checkpoint and (step + 1) % checkpoint_every == 0 and step + 1 < steps:
-            _store(checkpoint, encoder, optimizer, schedule, step + 1)
+            _store(checkpoint, encoder, optimizer, schedule, losses)
         if progress:
             progress(step + 1, steps)
     encoder.eval()
@@ -227,14 +229,14 @@ def _store(
     encoder: BiEncoder,
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LambdaLR,
-    step: int,
+    losses: list[float],
 ) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     state = {
         "encoder": encoder.state_dict(),
         "optimizer": optimizer.state_dict(),
         "schedule": schedule.state_dict(),
-        "step": step,
+        "losses": losses,
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -253,16 +255,16 @@ def _restore(
     encoder: BiEncoder,
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LambdaLR,
-) -> int:
-    """Load a checkpoint if there is one; return the step to go on with."""
+) -> list[float]:
+    """Load a checkpoint if there is one; return the losses of the steps made until then."""
     if not path.is_file():
-        return 0
+        return []
     try:
         state = torch.load(path, map_location=encoder.device, weights_only=True)
         encoder.load_state_dict(state["encoder"])
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
-        return int(state["step"])
+        return [float(loss) for loss in state["losses"]]
     except (OSError, RuntimeError, ValueError, LookupError, EOFError, UnpicklingError):
         raise ArtifactError(
             f"{path}: the checkpoint is damaged or of another encoder; delete it to begin anew"

@@ -33,7 +33,7 @@ __all__ = [
 
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]
-Progress = Callable[[int, int], None]  # (done, total) after each unit of work
+Progress = Callable[[int, int], None]  # (done, total): where the work begins, then after each unit
 
 
 def _digest(*parts: str) -> str:

@@ -45,13 +45,12 @@ def snapshot(folder: Path) -> dict[str, tuple[int, str]]:
 def outcome(bench: Bench) -> dict[str, object]:
     """All that a run leaves and that two runs of the same settings must share.
 
-    Left out are the settings (they name their folder), losses (of the last process alone), and what a killed process
-    had not yet put into place.
+    Left out are the settings (they name their folder) and what a killed process had not yet put into place.
     """
     found: dict[str, object] = {}
     for path in sorted(p for p in bench.out.rglob("*") if p.is_file()):
         parts = path.relative_to(bench.out)
-        if path.name in ("config.yaml", "losses.json") or any(p.startswith(".") for p in parts.parts):
+        if path.name == "config.yaml" or any(p.startswith(".") for p in parts.parts):
             continue
         found[str(parts)] = digest(path)
     table = json.loads((bench.out / "evaluation" / "table.json").read_text())
@@ -244,16 +243,26 @@ def test_stages_asked_too_early_say_what_is_missing(bench: Bench) -> None:
     run = open_run(bench.settings())
     with pytest.raises(ArtifactError, match="not trained yet; run: udr train"):
         index(run)
+    with pytest.raises(ArtifactError, match="not proposed yet; run: udr propose --round 0"):
+        score(run, 0)
+    propose(run, 0)
+    with pytest.raises(ArtifactError, match="not scored yet; run: udr score --round 0"):
+        train(run, 0)
 
 
 def test_a_process_killed_at_random_moments_ends_as_one_that_never_was(
     bench: Bench, finished: Bench, tmp_path: Path
 ) -> None:
+    start(tmp_path / "errors", "--help").join()  # the server of processes may have to start first
+    began = time.monotonic()
+    whole = start(tmp_path / "errors", "run", bench.config, f"out={tmp_path / 'timed' / 'run'}")
+    whole.join()
+    seconds = time.monotonic() - began
     draw = random.Random(0)
     kills = 0
     while kills < 6:
         process = start(tmp_path / "errors", "run", bench.config)
-        process.join(draw.uniform(0.1, 0.9))
+        process.join(seconds * draw.uniform(0.05, 0.25))
         if process.exitcode is not None:
             break
         process.kill()
@@ -316,7 +325,7 @@ def test_training_killed_again_and_again_goes_on_from_its_checkpoint(bench: Benc
 
 
 def step_of(checkpoint: Path) -> int:
-    return int(torch.load(checkpoint, weights_only=True)["step"])
+    return len(torch.load(checkpoint, weights_only=True)["losses"])
 
 
 def wait_for(condition: Any, process: Any, seconds: float = 30) -> None:

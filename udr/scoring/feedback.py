@@ -53,6 +53,8 @@ def score_pairs(
     """
     scores = np.zeros(len(pairs))
     order = sorted(range(len(pairs)), key=lambda i: (pairs[i][0].id, pairs[i][1].id))
+    if progress:
+        progress(0, len(pairs))
     for start in range(0, len(order), CHUNK):
         chunk = order[start : start + CHUNK]
         contexts = [render(spec, [pairs[i][0]], pairs[i][1].query) for i in chunk]
@@ -80,6 +82,8 @@ def choose_options(
 ) -> list[int]:
     """The option the LM prefers after each finished prompt: argmax of the normalised log-likelihood."""
     chosen: list[int] = []
+    if progress:
+        progress(0, len(contexts))
     for start in range(0, len(contexts), CHUNK):
         part = slice(start, start + CHUNK)
         values = _option_scores(spec, scorer, contexts[part], queries[part])
