@@ -156,7 +156,7 @@ def prompt(
     retriever: RetrieverFolder,
     task: TaskName,
     inputs: Inputs,
-    lm: Annotated[str, typer.Option(help="The LM whose tokenizer counts (folder or hub name).")],
+    lm: Annotated[str, typer.Option(help="The LM whose tokenizer counts (folder, hub name, or fake).")],
     budget: Annotated[int, typer.Option(min=1, help="Tokens of the finished prompt, the answer included.")] = 2048,
     reserve: Annotated[int, typer.Option(min=0, help="Tokens kept for the answer.")] = 0,
     k: TopK = 8,

@@ -22,7 +22,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from training.settings import RunConfig
+from training.settings import LMSettings, RunConfig
 from udr.artifacts import read_json, write_atomically, write_json
 from udr.candidates import read_candidates, union, write_candidates
 from udr.config import load_config
@@ -35,7 +35,7 @@ from udr.scoring.cache import CachedScorer, ScoreCache
 from udr.train import Objective, RankedTask, fit
 from udr.types import CandidateList, Progress
 
-__all__ = ["Run", "mine_and_train", "open_run", "propose", "score", "train"]
+__all__ = ["Run", "build_lm", "mine_and_train", "open_run", "propose", "score", "train"]
 
 Report = Callable[[str], Progress]  # a stage's title -> where its progress is told
 
@@ -43,6 +43,17 @@ Report = Callable[[str], Progress]  # a stage's title -> where its progress is t
 def silent(title: str) -> Progress:
     """Tell nobody."""
     return lambda done, total: None
+
+
+def build_lm(settings: LMSettings) -> LanguageModel:
+    """The frozen LM, or its stand-in."""
+    if settings.name == "fake":
+        from udr.fakes import FakeLM
+
+        return FakeLM()
+    from udr.scoring.causal_lm import build_causal_lm
+
+    return build_causal_lm(**settings.model_dump())
 
 
 @dataclass
@@ -69,21 +80,13 @@ class Run:
 
     @cached_property
     def lm(self) -> LanguageModel:
-        settings = self.config.lm
-        if settings.name == "fake":
-            from udr.fakes import FakeLM
-
-            lm: LanguageModel = FakeLM()
-        else:
-            from udr.scoring.causal_lm import build_causal_lm
-
-            lm = build_causal_lm(**settings.model_dump())
+        lm = build_lm(self.config.lm)
         for key, tokens in (
             ("evaluation.budget", self.config.evaluation.budget),
             ("mining.max_tokens", self.config.mining.max_tokens),
         ):
             if tokens > lm.context_length:
-                raise ConfigError(f"{key}: {tokens} tokens, and the LM {settings.name} reads {lm.context_length}")
+                raise ConfigError(f"{key}: {tokens} tokens, and the LM {self.config.lm.name} reads {lm.context_length}")
         self._check_fingerprint("lm", lm.fingerprint)
         return lm
 

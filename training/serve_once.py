@@ -7,6 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from training.run import build_lm
+from training.settings import LMSettings
 from udr.data import open_task
 from udr.encoder import load_encoder
 from udr.errors import ConfigError
@@ -44,12 +46,10 @@ def make_prompts(
         ConfigError: the LM reads fewer tokens than the budget.
         PromptTooLong: an input alone exceeds the budget.
     """
-    from udr.scoring.causal_lm import build_causal_lm
-
     if order not in ORDERS:
         raise ConfigError(f"--order: {order!r} is not one of {', '.join(ORDERS)}")
     retriever = open_retriever(folder, task)
-    model = build_causal_lm(lm)
+    model = build_lm(LMSettings(name=lm))
     if budget > model.context_length:
         raise ConfigError(f"--budget: {budget} tokens, and the LM {lm} reads {model.context_length}")
     queries = [Query(f"query-{i}", text) for i, text in enumerate(inputs)]

@@ -125,6 +125,13 @@ def test_prompt_answers_when_asked_to_and_stands_in_the_order_asked_for(
     assert text == f"{down['text']} {down['answer']}\n"
 
 
+def test_the_stand_in_lm_counts_and_answers_too(udr: Command, finished: Bench) -> None:
+    words = ("--retriever", finished.retriever, "--task", "paint", "--lm", "fake", "--k", 2, "--answer", INPUT)
+    (row,) = json.loads(udr("prompt", *words, "--json").out)
+    assert len(row["demonstrations"]) == 2
+    assert row["answer"].startswith("paint it")
+
+
 def test_a_demonstration_longer_than_the_budget_is_left_out_and_named_with_the_reason(
     udr: Command, copy: Bench, lm_folder: Path
 ) -> None:
