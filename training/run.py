@@ -158,7 +158,8 @@ def propose(run: Run, number: int) -> None:
         fitting = drop_long(data.spec, data.train, run.lm, mining.max_tokens)
         most = min(mining.queries or len(fitting), data.spec.train_cap or len(fitting))
         balanced = mining.balanced and data.spec.kind == "classification"
-        order = choose_queries(fitting, 0, seed, balanced)
+        # queries follow the metric: evenly over labels that count alike, otherwise as often as they will be asked
+        order = choose_queries(fitting, 0, seed, balanced and data.spec.metric == "macro_f1")
         start = number * most if mining.fresh_queries else 0
         queries = [order[i % len(order)] for i in range(start, start + most)]
         pool = choose_queries(fitting, mining.pool, seed + 1 + (number if mining.fresh_queries else 0))

@@ -48,7 +48,8 @@ class MiningSettings(StrictConfig):
     pool: int = Field(default=0, ge=0)  # propose from this many demonstrations only; 0: from all
     candidates: int = Field(default=50, ge=2)  # K: the top of each proposal
     scored: int = Field(default=0, ge=0)  # of those the LM scores this many, drawn uniformly; 0: all K
-    balanced: bool = False  # classification: draw queries and scored candidates evenly over the labels
+    # classification: draw scored candidates evenly over the labels, and queries too where the metric is macro-F1
+    balanced: bool = False
     accumulate: bool = False  # train on the union of all rounds
     gold_only: bool = False  # the released code's feedback: mean log-probability of the gold answer alone
     max_tokens: int = Field(default=1024, ge=16)  # demonstrations longer than this with a like query are left out

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 from processes import start
-from workbench import Bench, Outcome
+from workbench import MANIFEST, Bench, Outcome, mood_rows, write_table
 
 import training.run
 from training.evaluate import evaluate, index
@@ -123,6 +123,28 @@ def test_round_zero_is_lexical_and_later_rounds_ask_the_encoder_of_the_round_bef
             assert as_sets(found[number]) != as_sets(found[number - 1])
     weights = {digest(encoder_folder(run, n, "mood") / "query" / "model.safetensors") for n in range(3)}
     assert len(weights) == 3
+
+
+@pytest.mark.parametrize(("metric", "rare"), [("macro_f1", 6), ("accuracy", None)])
+def test_balanced_mining_shows_the_lm_labels_evenly_and_queries_as_the_metric_counts_them(
+    bench: Bench, metric: str, rare: int | None
+) -> None:
+    """One of ten rows is up: the candidates of a list are half up, queries only where labels count alike."""
+    rows = [row | {"output": "up" if i % 10 == 0 else "down"} for i, row in enumerate(mood_rows(100))]
+    write_table(bench.data / "mood.jsonl", rows, test=10)
+    manifest = [MANIFEST[0] | {"metric": metric}, MANIFEST[1]]
+    (bench.data / "manifest.json").write_text(json.dumps(manifest))
+    run = open_run(bench.settings("mining.balanced=true", "mining.queries=12", "mining.candidates=90"))
+    propose(run, 0)
+    by_id = run.tasks["mood"].by_id
+    lists = read_candidates(run.round_folder(0) / "mood.proposed.jsonl")
+    asked = sum(by_id[one.query_id].output == "up" for one in lists)
+    if rare is None:
+        assert asked < 4
+    else:
+        assert asked == rare
+    for one in lists:
+        assert sum(by_id[c.demonstration_id].output == "up" for c in one.candidates) == 3  # of 6
 
 
 def as_sets(lists: Sequence[Any]) -> list[set[float]]:
