@@ -60,8 +60,8 @@ def test_a_row_holds_each_prefix_once_and_keeps_its_bound(
     for row in rows:
         prefixes = {tuple(row.tokens[path_of(row, n)]) for n in range(len(row.tokens))}
         assert len(prefixes) == len(row.tokens)
-        chain = (row.parents == np.arange(len(row.tokens)) - 1).all()
-        assert len(row.tokens) <= row_tokens or (chain and len(set(row.requests)) >= 1)
+        longest = max(len(pairs[i][0]) + len(pairs[i][1]) - 1 for i in row.requests)
+        assert len(row.tokens) <= 2 * max(row_tokens, longest)
     wanted = {tuple(a + b[:-1])[:n] for a, b in pairs for n in range(1, len(a + b))}
     if row_tokens >= sum(len(a) + len(b) for a, b in pairs):
         (row,) = rows
@@ -74,6 +74,13 @@ def test_a_demonstration_shared_by_many_queries_is_computed_once() -> None:
     (row,) = pack(contexts, labels * 10, 1000)
     assert len(row.tokens) == 50 + 10  # one-token labels need no node of their own
     assert len(row.targets) == 20
+
+
+def test_the_labels_of_a_prompt_longer_than_a_row_share_it() -> None:
+    prompts = [[q, *range(300)] for q in range(5)]
+    labels = [[7], [8, 9], [8, 10], [11, 12, 13]]
+    rows = list(pack([p for p in prompts for _ in labels], labels * 5, 256))
+    assert [len(row.tokens) for row in rows] == [301 + 3] * 5  # 8, 11 and 12: last tokens need no node
 
 
 def test_no_requests_give_no_rows() -> None:

@@ -18,6 +18,8 @@ from udr.types import IntArray
 
 __all__ = ["TokenRow", "ancestor_mask", "pack"]
 
+WORTH_SHARING = 4  # a full row takes in a request with so many times more shared tokens than new ones
+
 
 @dataclass(frozen=True, slots=True)
 class TokenRow:
@@ -34,19 +36,23 @@ class TokenRow:
 def pack(
     contexts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], row_tokens: int
 ) -> Iterator[TokenRow]:
-    """Cut requests into rows of about `row_tokens` nodes (one longer request is a row of its own).
+    """Cut requests into rows of about `row_tokens` nodes.
 
-    Every context and every continuation must hold at least one token: the first scored token needs a predecessor.
+    A row grows up to twice that, or to twice a longer request, where cutting would compute far more text again than it
+    saves: the labels of one long prompt stay together. Every context and every continuation must hold at least one token: the first scored token needs a predecessor.
     """
     sequences = [tuple(a) + tuple(b[:-1]) for a, b in zip(contexts, continuations, strict=True)]
     row: list[int] = []
     size = 0
     previous: tuple[int, ...] = ()
     for i in sorted(range(len(sequences)), key=lambda i: (sequences[i], i)):
-        new = len(sequences[i]) - _common_prefix(previous, sequences[i])
-        if row and size + new > row_tokens:
+        whole = len(sequences[i])
+        shared = _common_prefix(previous, sequences[i])
+        new = whole - shared
+        worth_it = WORTH_SHARING * new <= shared and size + new <= 2 * max(row_tokens, whole)
+        if row and size + new > row_tokens and not worth_it:
             yield _build(row, sequences, contexts, continuations)
-            row, size, new = [], 0, len(sequences[i])
+            row, size, new = [], 0, whole
         row.append(i)
         size += new
         previous = sequences[i]
