@@ -39,7 +39,8 @@ def pack(
     """Cut requests into rows of about `row_tokens` nodes.
 
     A row grows up to twice that, or to twice a longer request, where cutting would compute far more text again than it
-    saves: the labels of one long prompt stay together. Every context and every continuation must hold at least one token: the first scored token needs a predecessor.
+    saves: the labels of one long prompt stay together. Every context and every continuation must hold at least one
+    token: the first scored token needs a predecessor.
     """
     sequences = [tuple(a) + tuple(b[:-1]) for a, b in zip(contexts, continuations, strict=True)]
     row: list[int] = []
