@@ -21,7 +21,7 @@ class LMSettings(StrictConfig):
     revision: str = "main"  # of a hub name: a branch, tag or commit
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16
     device: str = "auto"  # auto: the GPU if there is one
-    row_tokens: int = Field(default=256, ge=16)  # tokens in one forward pass; a GPU likes some thousands
+    row_tokens: int | None = Field(default=None, ge=16)  # in one forward pass; null: 256 on a CPU, 2048 on a GPU
 
 
 class EncoderSettings(StrictConfig):

@@ -96,6 +96,8 @@ class FakeLM:
     more, the more words they share with the query. Words, punctuation marks and single spaces are the tokens.
     """
 
+    prompts_per_call = 64
+
     def __init__(self, context_length: int = 2048, *, separator: str = "\t", joiner: str = "\n") -> None:
         self._context_length = context_length
         self.separator = separator

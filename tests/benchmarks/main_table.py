@@ -8,8 +8,11 @@ Results: results/main.json, unseen.json, ablations.json.
 
 from __future__ import annotations
 
+import json
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from record import write_result
@@ -56,17 +59,30 @@ def ablations(overrides: list[str]) -> EvaluationTable:
         return build_table([d.spec for d in run.tasks.values()], answers, seed=config.seed)
 
 
+@contextmanager
+def counted(path: Path) -> Iterator[list[float]]:
+    """Keep the seconds of every call on one run folder; a call that was killed outright is missing."""
+    calls: list[float] = json.loads(path.read_text()) if path.is_file() else []
+    started = time.monotonic()
+    try:
+        yield calls
+    finally:
+        calls.append(round(time.monotonic() - started, 1))
+        path.write_text(json.dumps(calls))
+
+
 def main() -> None:
     part, *overrides = sys.argv[1:]
-    started = time.monotonic()
-    if part == "main":
-        table = run_one(overrides)
-    elif part == "unseen":
-        table = run_one(overrides, ("random", "bm25", "encoder", "udr"), UNSEEN)
-    else:
-        table = ablations(overrides)
-    seconds = round(time.monotonic() - started)
     config = load_config(RunConfig, CONFIG, overrides)
+    config.out.mkdir(parents=True, exist_ok=True)
+    with counted(config.out / f"seconds-{part}.json") as calls:
+        if part == "main":
+            table = run_one(overrides)
+        elif part == "unseen":
+            table = run_one(overrides, ("random", "bm25", "encoder", "udr"), UNSEEN)
+        else:
+            table = ablations(overrides)
+    seconds = round(sum(calls))
     settings = config.model_dump(mode="json", exclude={"out", "scores", "data", "lm", "encoder"})
     print(table.markdown())
     print(write_result(part, {"seconds": seconds, "settings": settings, **table.as_json()}))

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import itertools
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +35,17 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "temperature 0.05": ("train.temperature=0.05",),
     "temperature 0.1": ("train.temperature=0.1",),
     "temperature 0.4": ("train.temperature=0.4",),
-    "whole lists of 6": ("train.list_size=6",),
     "lists of 2": ("train.list_size=2",),
-    "learning rate 3e-4": ("train.lr=3e-4",),
+    "lists of 8": ("train.list_size=8",),
+    "lists of 8, temperature 0.1": ("train.list_size=8", "train.temperature=0.1"),
+    "whole lists": ("train.list_size=1000",),
+    "twice the learning rate": ("train.lr=2e-4",),
+    "batches of 16": ("train.batch=16",),
+    "batches of 64, twice the learning rate": ("train.batch=64", "train.lr=2e-4"),
     "two towers": ("encoder.shared=false",),
+    "word vectors learn too": ("train.freeze_embeddings=false",),
     "no rank loss": ("train.rank_weight=0",),
+    "half rank loss": ("train.rank_weight=0.5",),
     "rank loss alone": ("train.rank_weight=1",),
     "one encoder a task": ("train.multi_task=false",),
     "EPR": (),
@@ -77,7 +82,6 @@ def measure(run: Run, objective: Objective, halves: dict[str, tuple[RankedTask, 
     """Train one variant and judge it, averaged over the tasks."""
     together = run.config.train.multi_task and objective == "udr"
     groups = {"all": list(halves)} if together else {name: [name] for name in halves}
-    began = time.monotonic()
     scores: dict[str, dict[str, float]] = {}
     for label, group in groups.items():
         folder = run.out / label
@@ -87,7 +91,7 @@ def measure(run: Run, objective: Objective, halves: dict[str, tuple[RankedTask, 
             fit_and_save(run, run.untrained_encoder(), lists, folder, EPOCHS, objective, 0, title)
         encoder = load_encoder(folder)
         scores |= {name: judge(encoder, halves[name][1]) for name in group}
-    return {**average(scores), "seconds": round(time.monotonic() - began), "tasks": scores}
+    return {**average(scores), "tasks": scores}
 
 
 def average(scores: dict[str, dict[str, float]]) -> dict[str, float]:

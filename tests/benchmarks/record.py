@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -17,10 +18,13 @@ PACKAGES = ("torch", "transformers", "faiss-cpu", "bm25s", "numpy")
 
 def environment() -> dict[str, Any]:
     """Machine, versions and commit."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    import torch
+
+    command = [shutil.which("git") or "true", "rev-parse", "--short", "HEAD"]
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "commit": commit.stdout.strip(),
+        "commit": subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "cores": os.cpu_count(),
         "machine": platform.machine(),
         "python": platform.python_version(),

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from udr.errors import DataError
 from udr.fakes import FakeLM
 from udr.prompt import render
-from udr.scoring import feedback
 from udr.scoring.feedback import choose_options, normalise, score_pairs
 from udr.tasks.spec import Normalisation, TaskSpec, Template
 from udr.types import Demonstration, LogLikelihoods, Query
@@ -27,7 +26,8 @@ class Table:
     fingerprint = "table"
     context_length = 10**6
 
-    def __init__(self) -> None:
+    def __init__(self, prompts_per_call: int = 64) -> None:
+        self.prompts_per_call = prompts_per_call
         self.calls: list[list[tuple[str, str]]] = []
 
     def loglikelihood(self, contexts: Sequence[str], continuations: Sequence[str]) -> LogLikelihoods:
@@ -131,11 +131,9 @@ def test_the_released_codes_variant_is_the_mean_log_probability_of_the_gold_alon
 def test_pairs_are_visited_by_demonstration_in_chunks_and_answered_in_place(
     pairs: list[tuple[Demonstration, Demonstration]], size: int
 ) -> None:
-    spec, table = classification("mean"), Table()
+    spec, table = classification("mean"), Table(prompts_per_call=size)
     told: list[tuple[int, int]] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(feedback, "CHUNK", size)
-        found = score_pairs(spec, table, pairs, lambda done, of: told.append((done, of)))
+    found = score_pairs(spec, table, pairs, lambda done, of: told.append((done, of)))
     asked = [context for call in table.calls for context, _ in call][::2]
     assert asked == [render(spec, [z], x.query) for z, x in sorted(pairs, key=lambda p: (p[0].id, p[1].id))]
     assert all(len(call) <= 2 * size for call in table.calls)

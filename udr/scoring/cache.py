@@ -113,6 +113,10 @@ class CachedScorer:
     def context_length(self) -> int:
         return self.scorer.context_length
 
+    @property
+    def prompts_per_call(self) -> int:
+        return self.scorer.prompts_per_call
+
     def loglikelihood(self, contexts: Sequence[str], continuations: Sequence[str]) -> LogLikelihoods:
         """Like the scorer's own.
 

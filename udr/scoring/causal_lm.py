@@ -9,25 +9,29 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from udr.artifacts import fingerprint_files
 from udr.errors import ConfigError, PromptTooLong, ScorerUnavailable
 from udr.scoring.token_tree import TokenRow, ancestor_mask, pack
-from udr.types import LogLikelihoods
+from udr.types import IntArray, LogLikelihoods
 
 __all__ = ["CausalLM", "build_causal_lm"]
 
 SHORT_ROW = 1024  # tokens; plain attention needs memory for their square
+# on a CPU, whose caches are small, and on a GPU, which wants much work at once
+ROW_TOKENS = (256, 2048)  # in one forward pass
+PROMPTS_PER_CALL = (64, 2048)
+GENERATION_BATCH = (8, 32)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class CausalLM:
     """A frozen language model that scores continuations and answers prompts.
 
-    `row_tokens` bounds one forward pass; `tree` shares common prefixes among the requests of a call (see
-    `udr.scoring.token_tree`), and is switched off by itself for models whose answers would change.
+    `row_tokens` bounds one forward pass and `generation_batch` the prompts answered together (none: what suits the
+    device). `tree` shares common prefixes among the requests of a call (see `udr.scoring.token_tree`), and is switched
+    off by itself for models whose answers would change.
     """
 
     def __init__(
@@ -36,14 +40,16 @@ class CausalLM:
         tokenizer: Any,
         fingerprint: str,
         *,
-        row_tokens: int = 256,
+        row_tokens: int | None = None,
         tree: bool = True,
-        generation_batch: int = 8,
+        generation_batch: int | None = None,
     ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
-        self.row_tokens = row_tokens
-        self.generation_batch = generation_batch
+        on_gpu = model.device.type == "cuda"
+        self.row_tokens = row_tokens or ROW_TOKENS[on_gpu]
+        self.prompts_per_call = PROMPTS_PER_CALL[on_gpu]
+        self.generation_batch = generation_batch or GENERATION_BATCH[on_gpu]
         self.tokens_computed = 0
         dtype = str(model.dtype).removeprefix("torch.")
         self._fingerprint = f"{fingerprint}-{dtype}"
@@ -94,10 +100,24 @@ class CausalLM:
 
         The two parts are tokenised apart, so the boundary is exact and truncation can never cut the answer.
         """
-        kept = context.rstrip(" ")
-        continuation = context[len(kept) :] + continuation
-        ids = self.encode(self._anchor + continuation)[len(self.encode(self._anchor)) :]
-        return self.prefix_ids + self.encode(kept), ids
+        return self._compose([context], [continuation])[0]
+
+    def _compose(self, contexts: Sequence[str], continuations: Sequence[str]) -> list[tuple[list[int], list[int]]]:
+        """`token_ids` of many requests; text that several of them hold is read once."""
+        kept = [c.rstrip(" ") for c in contexts]
+        ends = [a[len(k) :] + b for a, b, k in zip(contexts, continuations, kept, strict=True)]
+        start_ids = self._encode_distinct(kept)
+        end_ids = self._encode_distinct([self._anchor + e for e in ends])
+        anchor = len(self.encode(self._anchor))
+        return [
+            (self.prefix_ids + start_ids[k], end_ids[self._anchor + e][anchor:])
+            for k, e in zip(kept, ends, strict=True)
+        ]
+
+    def _encode_distinct(self, texts: Sequence[str]) -> dict[str, list[int]]:
+        distinct = list(dict.fromkeys(texts))
+        found = self.tokenizer(distinct, add_special_tokens=False)["input_ids"] if distinct else []
+        return dict(zip(distinct, found, strict=True))
 
     def loglikelihood(self, contexts: Sequence[str], continuations: Sequence[str]) -> LogLikelihoods:
         """Score each continuation after its context: nats (n,) summed over its tokens, and their number (n,).
@@ -106,7 +126,7 @@ class CausalLM:
             ConfigError: an empty continuation.
             PromptTooLong: a request that exceeds the LM's context (names its number and length).
         """
-        pairs = [self.token_ids(a, b) for a, b in zip(contexts, continuations, strict=True)]
+        pairs = self._compose(contexts, continuations)
         for i, (context, continuation) in enumerate(pairs):
             if not continuation:
                 raise ConfigError(f"request {i}: the continuation has no tokens")
@@ -117,37 +137,44 @@ class CausalLM:
                 )
         starts = [c or self._start_ids for c, _ in pairs]
         ends = [c for _, c in pairs]
-        nats = np.zeros(len(pairs), dtype=np.float32)
         if self.tree:
             rows = pack(starts, ends, self.row_tokens)
         else:
             rows = (row for a, b in zip(starts, ends, strict=True) for row in pack([a], [b], self.row_tokens))
+        values: list[torch.Tensor] = []
+        requests: list[IntArray] = []
         for n, row in enumerate(rows):
-            values = self._score_row(row)
-            np.add.at(nats, row.requests if self.tree else np.full(len(row.requests), n), values)
+            values.append(self._score_row(row))  # left where it is, so that a GPU works while the next row is packed
+            requests.append(row.requests if self.tree else np.full(len(row.requests), n))
+        nats = np.zeros(len(pairs), dtype=np.float32)
+        if values:
+            np.add.at(nats, np.concatenate(requests), torch.cat(values).cpu().numpy())
         return LogLikelihoods(nats, np.array([len(c) for c in ends], dtype=np.int64))
 
     @torch.inference_mode()
-    def _score_row(self, row: TokenRow) -> np.ndarray:
-        """Log-probability of each target of a row, (s,)."""
-        device = self.model.device
+    def _score_row(self, row: TokenRow) -> torch.Tensor:
+        """Log-probability of each target of a row, float32 (s,), on the model's device."""
         keep, place = np.unique(row.nodes, return_inverse=True)
         self._choose_attention(len(row.tokens))
         logits = self.model(
-            input_ids=torch.from_numpy(row.tokens)[None].to(device),
-            position_ids=torch.from_numpy(row.depths)[None].to(device),
-            attention_mask=self._attention_mask(row, device),
-            logits_to_keep=torch.from_numpy(keep).to(device),  # the vocabulary head costs more than a small LM's body
+            input_ids=self._move(row.tokens)[None],
+            position_ids=self._move(row.depths)[None],
+            attention_mask=self._attention_mask(row),
+            logits_to_keep=self._move(keep),  # the vocabulary head costs more than a small LM's body
             use_cache=False,
         ).logits[0]  # (kept, vocabulary)
         self.tokens_computed += len(row.tokens)
-        picked = torch.from_numpy(place.reshape(-1)).to(device)
-        target = logits[picked, torch.from_numpy(row.targets).to(device)].float()
+        picked = self._move(place.reshape(-1))
+        target = logits[picked, self._move(row.targets)].float()
         # in slices that stay in the cache: one float32 copy of all logits is several times slower on a CPU
-        slices = logits.split(1 if device.type == "cpu" else 64)
+        slices = logits.split(1 if logits.device.type == "cpu" else 64)
         normaliser = torch.cat([part.float().logsumexp(-1) for part in slices])
-        values: np.ndarray = (target - normaliser[picked]).cpu().numpy()
+        values: torch.Tensor = target - normaliser[picked]
         return values
+
+    def _move(self, numbers: IntArray) -> torch.Tensor:
+        """To the model's device, without waiting for the work that is under way there."""
+        return torch.from_numpy(numbers).to(self.model.device, non_blocking=True)
 
     def _choose_attention(self, tokens: int) -> None:
         """Plain attention for short rows on a CPU, where it is a quarter faster; the fused kernel for all others."""
@@ -155,27 +182,27 @@ class CausalLM:
         if self._config._attn_implementation != wanted:
             self.model.set_attn_implementation(wanted)
 
-    def _attention_mask(self, row: TokenRow, device: torch.device) -> Any:
+    def _attention_mask(self, row: TokenRow) -> Any:
         """The ancestor mask in the form the model takes; None where plain causal attention is the same."""
         if (row.parents == np.arange(len(row.tokens)) - 1).all():
             return None  # one prompt: the model's own mask knows its window
         kinds = set(getattr(self._config, "layer_types", None) or ())
         window = getattr(self._config, "sliding_window", None)
-        full = self._as_mask(ancestor_mask(row)).to(device)
+        full = self._as_mask(ancestor_mask(row, device=self.model.device))
         if window is None or kinds == {"full_attention"}:
             return full
-        sliding = self._as_mask(ancestor_mask(row, window)).to(device)
+        sliding = self._as_mask(ancestor_mask(row, window, self.model.device))
         if "full_attention" in kinds:
             return {"full_attention": full, "sliding_attention": sliding}
         return sliding
 
-    def _as_mask(self, visible: NDArray[np.bool_]) -> torch.Tensor:
+    def _as_mask(self, visible: torch.Tensor) -> torch.Tensor:
         """(1, 1, r, r): true where visible for the fused kernel, added to the scores for plain attention."""
-        mask = torch.from_numpy(visible)[None, None]
+        mask = visible[None, None]
         if self._config._attn_implementation != "eager":
             return mask
         hidden = torch.finfo(self.model.dtype).min
-        return torch.zeros(mask.shape, dtype=self.model.dtype).masked_fill_(~mask, hidden)
+        return torch.zeros(mask.shape, dtype=self.model.dtype, device=mask.device).masked_fill_(~mask, hidden)
 
     def _tree_agrees(self) -> bool:
         """True when a small tree gives the same log-likelihoods as its prompts one by one.
@@ -191,7 +218,7 @@ class CausalLM:
         try:
             (row,) = pack(contexts, ends, 10_000)
             together = np.zeros(3)
-            np.add.at(together, row.requests, self._score_row(row))
+            np.add.at(together, row.requests, self._score_row(row).cpu().numpy())
             alone = [
                 float(sum(self._score_row(r))) for c, e in zip(contexts, ends, strict=True) for r in pack([c], [e], 99)
             ]
@@ -263,7 +290,7 @@ def build_causal_lm(
     dtype: str = "auto",
     device: str = "auto",
     revision: str = "main",
-    row_tokens: int = 256,
+    row_tokens: int | None = None,
 ) -> CausalLM:
     """Load a causal LM from a local folder or the hub; `auto` means the GPU if there is one, and bfloat16.
 

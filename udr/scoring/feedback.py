@@ -14,8 +14,6 @@ from udr.types import Demonstration, LMScorer, LogLikelihoods, Progress, Query
 
 __all__ = ["choose_options", "normalise", "score_pairs"]
 
-CHUNK = 64  # pairs in one call: large enough to share prefixes, small enough that a killed run loses little
-
 
 def normalise(found: LogLikelihoods, how: Normalisation, prior: LogLikelihoods | None = None) -> NDArray[np.float64]:
     """One number an option, in nats: the sum, the mean per token, or the sum less the option's own prior (PMI).
@@ -49,14 +47,14 @@ def score_pairs(
 
     Generation: log p(y | z, x). Classification and multiple choice: log of p(y | z, x) normalised over the options
     (Li et al. 2023, equations 2 and 3). `gold_only` is the released code's variant: mean log-probability of y alone.
-    Pairs are visited sorted by demonstration, so that a scorer can share its text.
+    Pairs are visited sorted by demonstration, so that a scorer can share its text; a killed run loses one call.
     """
     scores = np.zeros(len(pairs))
     order = sorted(range(len(pairs)), key=lambda i: (pairs[i][0].id, pairs[i][1].id))
     if progress:
         progress(0, len(pairs))
-    for start in range(0, len(order), CHUNK):
-        chunk = order[start : start + CHUNK]
+    for start in range(0, len(order), scorer.prompts_per_call):
+        chunk = order[start : start + scorer.prompts_per_call]
         contexts = [render(spec, [pairs[i][0]], pairs[i][1].query) for i in chunk]
         if spec.kind == "generation" or gold_only:
             found = scorer.loglikelihood(contexts, [spec.verbalise(pairs[i][1].output) for i in chunk])
@@ -84,8 +82,8 @@ def choose_options(
     chosen: list[int] = []
     if progress:
         progress(0, len(contexts))
-    for start in range(0, len(contexts), CHUNK):
-        part = slice(start, start + CHUNK)
+    for start in range(0, len(contexts), scorer.prompts_per_call):
+        part = slice(start, start + scorer.prompts_per_call)
         values = _option_scores(spec, scorer, contexts[part], queries[part])
         chosen.extend(int(v.argmax()) for v in values)
         if progress:

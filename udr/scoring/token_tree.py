@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
 
 from udr.types import IntArray
 
@@ -23,7 +24,7 @@ WORTH_SHARING = 4  # a full row takes in a request with so many times more share
 
 @dataclass(frozen=True, slots=True)
 class TokenRow:
-    """One forward pass: `r` nodes, and the places where a log-probability is read."""
+    """One forward pass: `r` nodes depth first, and the places where a log-probability is read."""
 
     tokens: IntArray  # (r,)
     parents: IntArray  # (r,) row position of the parent, −1 for a root
@@ -100,14 +101,20 @@ def _build(
     return TokenRow(*(np.array(v, dtype=np.int64) for v in (tokens, parents, depths, nodes, targets, requests)))
 
 
-def ancestor_mask(row: TokenRow, window: int | None = None) -> NDArray[np.bool_]:
-    """Who may attend to whom, (r, r): a node sees itself and its ancestors, the last `window` tokens if given."""
-    r = len(row.tokens)
-    mask = np.zeros((r, r), dtype=np.bool_)
-    for i, parent in enumerate(row.parents):
-        if parent >= 0:
-            mask[i] = mask[parent]
-        mask[i, i] = True
+def ancestor_mask(row: TokenRow, window: int | None = None, device: torch.device | str = "cpu") -> Tensor:
+    """Who may attend to whom, bool (r, r): a node sees itself and its ancestors, the last `window` tokens if given.
+
+    Nodes stand depth first, so a subtree is one stretch of the row: j is above i where j <= i < the end of j's stretch.
+    """
+    ends = np.arange(1, len(row.tokens) + 1)
+    for node in range(len(ends) - 1, 0, -1):
+        parent = row.parents[node]
+        if parent >= 0 and ends[parent] < ends[node]:
+            ends[parent] = ends[node]
+    # compared where the model is: the mask itself would be the largest thing to move
+    place = torch.arange(len(ends), device=device)
+    mask = (place <= place[:, None]) & (place[:, None] < torch.from_numpy(ends).to(device, non_blocking=True))
     if window is not None:
-        mask &= row.depths[:, None] - row.depths[None, :] < window
+        depths = torch.from_numpy(row.depths).to(device, non_blocking=True)
+        mask &= depths[:, None] - depths < window
     return mask
