@@ -22,6 +22,8 @@ from udr.types import Demonstration
 
 __all__ = ["evaluate", "index", "train_epr"]
 
+EPR = ("epr", "epr_mined")  # one encoder a task
+
 
 def index(run: Run) -> Path:
     """Put the final encoder and each training task's pool, words and index into OUT/retriever."""
@@ -46,21 +48,23 @@ def index(run: Run) -> Path:
     return path
 
 
-def train_epr(run: Run, name: str) -> BiEncoder:
+def train_epr(run: Run, name: str, mined: bool = False) -> BiEncoder:
     """The EPR baseline of one task, alone: one positive and one hard negative of each list, a contrastive loss.
 
-    Source: Rubin et al. 2022, arXiv 2112.08633. It learns from the same LM scores as the unified retriever (all
-    rounds) and visits as many lists of its task as that one did.
+    Source: Rubin et al. 2022, arXiv 2112.08633. It learns from the LM's scores of the lexical proposals, as published,
+    and visits as many lists of its task as the unified retriever did in all rounds. `mined` lends it the lists of the
+    later rounds too, which the unified retriever proposed: what is left between the two is loss and multi-tasking.
     """
-    folder = run.out / "epr" / name
+    folder = run.out / ("epr_mined" if mined else "epr") / name
     if not is_trained(folder):
         settings = run.config.train
         rounds = range(run.config.mining.rounds + 1)
         lists = [len(ranked_tasks(run, [name], rounds_of(run, n))[0].lists) for n in rounds]
         visits = sum((settings.round_epochs if n else settings.epochs) * lists[n] for n in rounds)
-        tasks = ranked_tasks(run, [name], rounds)
+        tasks = ranked_tasks(run, [name], rounds if mined else [0])
         epochs = visits / len(tasks[0].lists)
-        fit_and_save(run, run.untrained_encoder(), tasks, folder, epochs, "epr", 0, f"EPR baseline: {name}")
+        title = f"EPR baseline{' with mined lists' if mined else ''}: {name}"
+        fit_and_save(run, run.untrained_encoder(), tasks, folder, epochs, "epr", 0, title)
     return load_encoder(folder)
 
 
@@ -74,8 +78,8 @@ def _ranker(run: Run, method: str, data: TaskData) -> Ranker:
         return BM25Ranker(data.train)
     if method == "encoder":
         return build_dense_ranker(data.spec, data.train, run.untrained_encoder())
-    if method == "epr":
-        return build_dense_ranker(data.spec, data.train, train_epr(run, name))
+    if method in EPR:
+        return build_dense_ranker(data.spec, data.train, train_epr(run, name, mined=method == "epr_mined"))
     return build_dense_ranker(data.spec, data.train, load_encoder(encoder_folder(run, run.config.mining.rounds, name)))
 
 
@@ -100,8 +104,11 @@ def evaluate(run: Run, methods: Sequence[str] = (), tasks: Sequence[str] = ()) -
     names = tuple(tasks or settings.tasks or run.config.tasks)
     datas = [run.tasks.get(name) or run.load_task(name) for name in names]
     unseen = [d.spec.name for d in datas if d.spec.name not in run.tasks]
-    if unseen and "epr" in methods:
-        raise ConfigError(f"evaluation.methods: epr is trained for one task at a time; {unseen[0]} was not trained on")
+    single = next((m for m in methods if m in EPR), None)
+    if unseen and single:
+        raise ConfigError(
+            f"evaluation.methods: {single} is trained for one task at a time; {unseen[0]} was not trained on"
+        )
     answers: dict[str, dict[str, list[Answer]]] = {m: {} for m in methods}
     started = time.monotonic()
     for data in datas:

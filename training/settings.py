@@ -11,7 +11,7 @@ from udr.config import StrictConfig
 
 __all__ = ["EncoderSettings", "EvaluationSettings", "LMSettings", "MiningSettings", "RunConfig", "TrainSettings"]
 
-Method = Literal["zero_shot", "random", "bm25", "encoder", "epr", "udr"]
+Method = Literal["zero_shot", "random", "bm25", "encoder", "epr", "epr_mined", "udr"]
 
 
 class LMSettings(StrictConfig):
@@ -78,7 +78,8 @@ class TrainSettings(StrictConfig):
 class EvaluationSettings(StrictConfig):
     """How retrievers are compared."""
 
-    # retrievers that are compared, the last one against the best of the others; `encoder` is the untrained one
+    # retrievers that are compared, the last one against the best of the others; `encoder` is the untrained one,
+    # `epr_mined` is EPR that may also learn from the lists which the unified retriever mined
     methods: tuple[Method, ...] = ("zero_shot", "random", "bm25", "encoder", "epr", "udr")
     tasks: tuple[str, ...] = ()  # () means the training tasks; others are tasks the retriever never saw
     queries: int = Field(default=0, ge=0)  # test queries a task; 0: all

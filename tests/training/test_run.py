@@ -163,6 +163,32 @@ def test_the_epr_baseline_may_have_a_temperature_of_its_own(bench: Bench, monkey
     assert asked == {"udr": 0.2, "epr": 0.03}
 
 
+def test_epr_learns_from_the_lexical_lists_and_only_when_told_from_the_mined_ones(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = open_run(bench.settings("train.epochs=1", "train.round_epochs=3", "train.batch=4"))
+    mine_and_train(run)
+    seen: list[tuple[RankedTask, int]] = []
+    fit = training.run.fit
+
+    def spy(encoder: Any, tasks: list[RankedTask], steps: int, **settings: Any) -> list[float]:
+        seen.extend((task, steps) for task in tasks)
+        return fit(encoder, tasks, steps=1, **settings)
+
+    monkeypatch.setattr(training.run, "fit", spy)
+    train_epr(run, "mood")
+    train_epr(run, "mood", mined=True)
+    (lexical, steps), (mined, mined_steps) = seen
+    lists = [read_candidates(run.round_folder(n) / "mood.scored.jsonl") for n in (0, 1)]
+    assert lexical.lists == lists[0]
+    pairs = [
+        {(one.query_id, c.demonstration_id) for one in many for c in one.candidates} for many in (*lists, mined.lists)
+    ]
+    assert pairs[2] == pairs[0] | pairs[1]
+    assert pairs[1] - pairs[0]
+    assert steps == mined_steps == (len(lists[0]) + 3 * len(lists[1])) / 4  # as the unified retriever
+
+
 def as_sets(lists: Sequence[Any]) -> list[set[float]]:
     """Retrieval scores of each list: the candidates but for the order of ties."""
     return [{round(c.retrieval_score, 4) for c in one.candidates} for one in lists]
