@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, Literal
@@ -18,10 +19,7 @@ class BM25:
     """BM25 (Robertson et al. 1995; Lucene's idf, k1 = 1.5, b = 0.75) over one field of the demonstrations."""
 
     def __init__(self, pool: Sequence[Demonstration], field: Literal["input", "output"] = "input") -> None:
-        try:
-            bm25s: Any = import_module("bm25s")
-        except ImportError:
-            raise MissingDependencyError("bm25s", "train") from None
+        bm25s = _import_bm25s()
         self.field = field
         self._size = len(pool)
         self._tokenise: Callable[[list[str]], list[list[str]]] = lambda texts: bm25s.tokenize(
@@ -43,3 +41,17 @@ class BM25:
             rows[i] = np.argsort(-all_scores, kind="stable")[:k]
             scores[i] = all_scores[rows[i]]
         return rows, scores
+
+
+def _import_bm25s() -> Any:
+    """The package without JAX: where JAX is installed its import would run it, and so take most of a GPU's memory."""
+    hide = "jax" not in sys.modules
+    if hide:
+        sys.modules["jax"] = None  # type: ignore[assignment]
+    try:
+        return import_module("bm25s")
+    except ImportError:
+        raise MissingDependencyError("bm25s", "train") from None
+    finally:
+        if hide:
+            del sys.modules["jax"]

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -74,3 +78,28 @@ def test_texts_without_a_word_can_be_indexed_and_searched() -> None:
     rows, scores = BM25([Demonstration("1", "!?", ""), Demonstration("2", "", "")]).search(["?", "joy"], 2)
     assert rows.tolist() == [[0, 1], [0, 1]]
     assert not scores.any()
+
+
+def test_jax_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "jax").mkdir()
+    (tmp_path / "jax" / "__init__.py").write_text("print('JAX WAS TOUCHED')")
+    (tmp_path / "jax" / "lax.py").write_text("def top_k(scores, k): print('JAX WAS TOUCHED')")
+    code = """
+import sys
+from udr.bm25 import BM25
+from udr.types import Demonstration
+rows, _ = BM25([Demonstration("a", "one", "1"), Demonstration("b", "two", "2")]).search(["two"], 1)
+assert rows.tolist() == [[1]], rows
+assert "jax" not in sys.modules
+print("found")
+import jax
+"""
+    paths = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split("\n") == ["found", "JAX WAS TOUCHED", ""]  # what a user imports himself is there

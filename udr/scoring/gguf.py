@@ -6,10 +6,13 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from udr.errors import MissingDependencyError, ScorerUnavailable
 
-__all__ = ["assemble_package", "convert_gguf"]
+__all__ = ["assemble_package", "check_words", "convert_gguf"]
+
+SAMPLE = 200  # words of the vocabulary
 
 
 def assemble_package(out: Path) -> Path:
@@ -43,6 +46,7 @@ def convert_gguf(gguf: Path, out: Path) -> Path:
     building = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     try:
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        check_words(tokenizer)
         model = AutoModelForCausalLM.from_pretrained(
             gguf.parent,
             gguf_file=gguf.name,
@@ -60,3 +64,26 @@ def convert_gguf(gguf: Path, out: Path) -> Path:
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return out
+
+
+def check_words(tokenizer: Any) -> None:
+    """Refuse a tokenizer that spells the words of its own vocabulary letter by letter.
+
+    Some versions of transformers (5.17 for one) read a GGUF file's words but not how they are put together. The model
+    still answers, only badly, so nothing else would tell.
+
+    Raises:
+        ValueError: fewer than half of a sample of words are single tokens.
+    """
+    ids = range(0, len(tokenizer), max(1, len(tokenizer) // (20 * SAMPLE)))
+    texts = tokenizer.batch_decode([[i] for i in ids])
+    words = [t for t in texts if len(t.strip()) > 3 and t.strip().isascii() and t.strip().isalpha()][:SAMPLE]
+    # a leading space that the tokenizer adds or takes away is a token at most
+    whole = sum(len(ids) <= 2 for ids in tokenizer(words, add_special_tokens=False)["input_ids"]) if words else 0
+    if words and whole < len(words) / 2:
+        import transformers
+
+        raise ValueError(
+            f"transformers {transformers.__version__} misreads its tokenizer and spells words letter by letter; "
+            "version 5.23 is known to read it"
+        )
