@@ -240,9 +240,6 @@ def fit_and_save(
     settings = run.config.train.model_dump()
     for key in ("epochs", "round_epochs", "multi_task"):
         settings.pop(key)
-    of_epr = settings.pop("epr_temperature")
-    if objective == "epr" and of_epr is not None:
-        settings["temperature"] = of_epr
     lists = sum(len(t.lists) for t in tasks)
     checkpoint = checkpoint_of(folder)
     losses = fit(

@@ -66,7 +66,6 @@ class TrainSettings(StrictConfig):
     rank_weight: float = Field(default=0.8, ge=0, le=1)  # of L_rank; the rest is L_ib; 0: no rank loss
     pair_weight: Literal["lm_rank", "predicted_position"] = "lm_rank"  # the second: the released code's variant
     temperature: float = Field(default=0.05, gt=0)  # similarities are divided by it
-    epr_temperature: float | None = Field(default=None, gt=0)  # of the EPR baseline; null: the same
     lr: float = Field(default=1e-4, gt=0)  # of AdamW, at its height
     warmup: int = Field(default=500, ge=0)  # steps of linear rise, at most a tenth of all; linear fall after them
     weight_decay: float = Field(default=0.01, ge=0)  # of AdamW

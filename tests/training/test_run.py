@@ -147,22 +147,6 @@ def test_balanced_mining_shows_the_lm_labels_evenly_and_queries_as_the_metric_co
         assert sum(by_id[c.demonstration_id].output == "up" for c in one.candidates) == 3  # of 6
 
 
-def test_the_epr_baseline_may_have_a_temperature_of_its_own(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = open_run(bench.settings("mining.rounds=0", "train.temperature=0.2", "train.epr_temperature=0.03"))
-    propose(run, 0)
-    score(run, 0)
-    asked: dict[str, float] = {}
-
-    def fit(*_: Any, objective: str, temperature: float, **__: Any) -> list[float]:
-        asked[objective] = temperature
-        return []
-
-    monkeypatch.setattr(training.run, "fit", fit)
-    train(run, 0)
-    train_epr(run, "mood")
-    assert asked == {"udr": 0.2, "epr": 0.03}
-
-
 def test_epr_learns_from_the_lexical_lists_and_only_when_told_from_the_mined_ones(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
