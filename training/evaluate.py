@@ -10,14 +10,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from training.run import Run, encoder_folder, fit_and_save, is_trained, ranked_tasks, rounds_of
+from training.run import Run, by_name, encoder_folder, fit_and_save, is_trained, ranked_tasks, rounds_of
 from udr.artifacts import read_json, write_atomically, write_json
 from udr.data import TaskData
 from udr.encoder import BiEncoder, load_encoder
 from udr.errors import ArtifactError, ConfigError
 from udr.evaluation import Answer, EvaluationTable, answer_queries, build_table, read_answers, write_answers
 from udr.mining import choose_queries
-from udr.retriever import BM25Ranker, NoRanker, RandomRanker, Ranker, Retriever, build_dense_ranker, save_task
+from udr.retriever import (
+    BM25Ranker,
+    NoRanker,
+    RandomRanker,
+    Ranker,
+    Retriever,
+    build_dense_ranker,
+    build_input_ranker,
+    save_task,
+)
 from udr.types import Demonstration
 
 __all__ = ["evaluate", "index", "train_epr"]
@@ -30,10 +39,11 @@ def index(run: Run) -> Path:
     path = run.out / "retriever"
     if not run.config.train.multi_task:
         raise ConfigError("train.multi_task: false trains one encoder a task; a retriever folder holds one for all")
-    if not (path / "encoder" / "encoder.json").is_file():
-        source = encoder_folder(run, run.config.mining.rounds, "")
-        if not source.is_dir():
-            raise ArtifactError(f"{source}: not trained yet; run: udr train")
+    source = encoder_folder(run, run.config.mining.rounds, "")
+    if not source.is_dir():
+        raise ArtifactError(f"{source}: not trained yet; run: udr train")
+    if encoder_fingerprint(path / "encoder") != encoder_fingerprint(source):
+        shutil.rmtree(path, ignore_errors=True)  # of another encoder: its indexes are worthless too
         building = path / ".encoder.building"
         shutil.rmtree(building, ignore_errors=True)
         try:
@@ -55,7 +65,7 @@ def train_epr(run: Run, name: str, mined: bool = False) -> BiEncoder:
     and visits as many lists of its task as the unified retriever did in all rounds. `mined` lends it the lists of the
     later rounds too, which the unified retriever proposed: what is left between the two is loss and multi-tasking.
     """
-    folder = run.out / ("epr_mined" if mined else "epr") / name
+    folder = trained_folder(run, "epr_mined" if mined else "epr", name)
     if not is_trained(folder):
         settings = run.config.train
         rounds = range(run.config.mining.rounds + 1)
@@ -77,10 +87,21 @@ def _ranker(run: Run, method: str, data: TaskData) -> Ranker:
     if method == "bm25":
         return BM25Ranker(data.train)
     if method == "encoder":
-        return build_dense_ranker(data.spec, data.train, run.untrained_encoder())
+        return build_input_ranker(data.train, run.untrained_encoder())
     if method in EPR:
         return build_dense_ranker(data.spec, data.train, train_epr(run, name, mined=method == "epr_mined"))
-    return build_dense_ranker(data.spec, data.train, load_encoder(encoder_folder(run, run.config.mining.rounds, name)))
+    return build_dense_ranker(data.spec, data.train, load_encoder(trained_folder(run, method, name)))
+
+
+def trained_folder(run: Run, method: str, name: str) -> Path:
+    """Where the encoder of a method that learns lies."""
+    return run.out / method / name if method in EPR else encoder_folder(run, run.config.mining.rounds, name)
+
+
+def encoder_fingerprint(folder: Path) -> str | None:
+    """Of a saved encoder; None where there is none."""
+    path = folder / "encoder.json"
+    return str(read_json(path).get("fingerprint")) if path.is_file() else None
 
 
 def evaluation_queries(data: TaskData, count: int, seed: int) -> list[Demonstration]:
@@ -102,7 +123,7 @@ def evaluate(run: Run, methods: Sequence[str] = (), tasks: Sequence[str] = ()) -
     settings = run.config.evaluation
     methods = tuple(methods or settings.methods)
     names = tuple(tasks or settings.tasks or run.config.tasks)
-    datas = [run.tasks.get(name) or run.load_task(name) for name in names]
+    datas = list(by_name(run.tasks.get(name) or run.load_task(name) for name in names).values())
     unseen = [d.spec.name for d in datas if d.spec.name not in run.tasks]
     single = next((m for m in methods if m in EPR), None)
     if unseen and single:
@@ -150,13 +171,18 @@ def _answers(run: Run, method: str, data: TaskData) -> list[Answer]:
     name = data.spec.name
     queries = evaluation_queries(data, settings.queries, run.config.seed)
     path = run.out / "evaluation" / method / f"{name}.jsonl"
-    marks = {
-        "task": data.fingerprint,
-        "queries": [f"{q.id} {q.content_hash}" for q in queries],
-        **settings.model_dump(mode="json", include={"budget", "k", "k_generation", "selection", "order"}),
-    }
+
+    def marks() -> dict[str, Any]:
+        """What the answers depend on beside what a run folder holds fast."""
+        return {
+            "task": data.fingerprint,
+            "queries": [[q.id, q.content_hash, *q.references] for q in queries],
+            "encoder": encoder_fingerprint(trained_folder(run, method, name)) if method in (*EPR, "udr") else None,
+            **settings.model_dump(mode="json", include={"budget", "k", "k_generation", "selection", "order"}),
+        }
+
     stamp = path.with_suffix(".json")
-    if path.is_file() and stamp.is_file() and read_json(stamp) == marks:
+    if path.is_file() and stamp.is_file() and read_json(stamp) == marks():
         return read_answers(path)
     retriever = Retriever(data.spec, data.train, _ranker(run, method, data), run.config.seed)
     answers = answer_queries(
@@ -172,5 +198,5 @@ def _answers(run: Run, method: str, data: TaskData) -> list[Answer]:
     )
     stamp.unlink(missing_ok=True)
     write_answers(path, answers)
-    write_json(stamp, marks)
+    write_json(stamp, marks())  # anew: an EPR encoder was perhaps trained only now
     return answers

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -70,7 +70,7 @@ class Run:
     @cached_property
     def tasks(self) -> dict[str, TaskData]:
         """The training tasks, by name."""
-        tasks = {d.spec.name: d for d in (self.load_task(name) for name in self.config.tasks)}
+        tasks = by_name(self.load_task(name) for name in self.config.tasks)
         for name, data in tasks.items():
             self._check_fingerprint(f"task {name}", data.fingerprint)
         return tasks
@@ -120,7 +120,7 @@ class Run:
     @property
     def begun(self) -> bool:
         """True when a stage has left a file: a run refused before that may be given any other settings."""
-        return any(self.out.glob("round-*/[!.]*"))
+        return any(any(self.out.glob(f"{stage}/[!.]*")) for stage in ("round-*", "epr*", "retriever", "evaluation"))
 
 
 def open_run(config: RunConfig, report: Report = silent) -> Run:
@@ -147,6 +147,20 @@ def open_run(config: RunConfig, report: Report = silent) -> Run:
     return run
 
 
+def by_name(tasks: Iterable[TaskData]) -> dict[str, TaskData]:
+    """Tasks under their names.
+
+    Raises:
+        ConfigError: two of them have the same name.
+    """
+    found: dict[str, TaskData] = {}
+    for data in tasks:
+        if data.spec.name in found:
+            raise ConfigError(f"tasks: two are named {data.spec.name}; a table goes by the name of its file")
+        found[data.spec.name] = data
+    return found
+
+
 def propose(run: Run, number: int) -> None:
     """Write the candidates of a round: lexical in round 0, by the encoder of the round before after that."""
     mining, seed = run.config.mining, run.config.seed
@@ -156,7 +170,7 @@ def propose(run: Run, number: int) -> None:
         if path.is_file():
             continue
         fitting = drop_long(data.spec, data.train, run.lm, mining.max_tokens)
-        most = min(mining.queries or len(fitting), data.spec.train_cap or len(fitting))
+        most = min(mining.queries or len(fitting), data.spec.train_cap or len(fitting), len(fitting))
         balanced = mining.balanced and data.spec.kind == "classification"
         # queries follow the metric: evenly over labels that count alike, otherwise as often as they will be asked
         order = choose_queries(fitting, 0, seed, balanced and data.spec.metric == "macro_f1")

@@ -12,7 +12,7 @@ from training.settings import LMSettings
 from udr.data import open_task
 from udr.encoder import load_encoder
 from udr.errors import ConfigError
-from udr.retriever import Retriever, build_dense_ranker, load_retriever
+from udr.retriever import SPARES, Retriever, build_dense_ranker, load_retriever
 from udr.selection import ORDERS
 from udr.types import Query
 
@@ -22,7 +22,7 @@ __all__ = ["make_prompts", "open_retriever"]
 def open_retriever(folder: Path, task: str) -> Retriever:
     """A task the retriever holds, or any task file: its pool is encoded on the spot."""
     if task.endswith((".jsonl", ".csv", ".parquet", ".yaml", ".yml")):
-        data = open_task(task)
+        data = open_task(task, hold_out=False)
         encoder = load_encoder(folder / "encoder")
         return Retriever(data.spec, data.train, build_dense_ranker(data.spec, data.train, encoder))
     return load_retriever(folder, task)
@@ -54,7 +54,7 @@ def make_prompts(
         raise ConfigError(f"--budget: {budget} tokens, and the LM {lm} reads {model.context_length}")
     queries = [Query(f"query-{i}", text) for i, text in enumerate(inputs)]
     rows = []
-    for query, found in zip(queries, retriever.retrieve(queries, 2 * k, selection=selection), strict=True):
+    for query, found in zip(queries, retriever.retrieve(queries, SPARES * k, selection=selection), strict=True):
         prompt = retriever.prompt(query, found, model, budget, k=k, reserve=reserve, arrange=order)
         row = asdict(prompt) | {"input": query.input}
         if answer:

@@ -207,11 +207,11 @@ def load_task_data(spec: TaskSpec, data_dir: Path | None = None, pool: Path | No
     return TaskData(spec, tuple(train), tuple(test))
 
 
-def open_task(name: str, data_dir: Path | None = None) -> TaskData:
+def open_task(name: str, data_dir: Path | None = None, hold_out: bool = True) -> TaskData:
     """Find a task by name (registry or manifest), by YAML file, or by a bare table of `input,output`.
 
     A bare table needs no registration: its stem is its name and its kind is inferred. Where it has no test rows, one
-    in five (at most 500), drawn by content, become the test split.
+    in five (at most 500), drawn by content, become the test split, unless `hold_out` is false.
 
     Raises:
         UnknownNameError: no such task (lists the near names).
@@ -223,7 +223,7 @@ def open_task(name: str, data_dir: Path | None = None) -> TaskData:
     rows = read_demonstrations(path)
     spec = infer_spec(path.stem, rows)
     data = load_task_data(spec, pool=path)
-    if data.test or len(data.train) < 2:
+    if data.test or len(data.train) < 2 or not hold_out:
         return data
     by_content = sorted(data.train, key=lambda d: d.query.content_hash)
     cut = min(500, max(1, len(by_content) // 5))

@@ -14,7 +14,7 @@ from udr.artifacts import write_atomically
 from udr.errors import DataError, PromptTooLong
 from udr.metrics import make_scorer, per_example
 from udr.prompt import render
-from udr.retriever import Retrieved, Retriever
+from udr.retriever import SPARES, Retrieved, Retriever
 from udr.scoring.feedback import choose_options
 from udr.significance import bootstrap_interval, paired_permutation
 from udr.tasks.spec import TaskSpec
@@ -72,7 +72,7 @@ def answer_queries(
     spec = retriever.spec
     generation = spec.kind == "generation"
     wanted = k_generation if generation else k
-    found = retriever.retrieve([q.query for q in queries], wanted, selection=selection)
+    found = retriever.retrieve([q.query for q in queries], SPARES * wanted, selection=selection)
     prompts = [
         _prompt(retriever, query, own, lm, budget, wanted, arrange) for query, own in zip(queries, found, strict=True)
     ]

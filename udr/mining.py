@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 
@@ -74,8 +75,8 @@ def propose_bm25(
     spec: TaskSpec, pool: Sequence[Demonstration], queries: Sequence[Demonstration], k: int
 ) -> list[CandidateList]:
     """Top `k` by BM25: over inputs for classification and multiple choice, over outputs for generation."""
-    field = "output" if spec.kind == "generation" else "input"
-    bm25 = BM25(pool, "output" if spec.kind == "generation" else "input")
+    field: Literal["output", "input"] = "output" if spec.kind == "generation" else "input"
+    bm25 = BM25(pool, field)
     rows, scores = bm25.search([getattr(q, field) for q in queries], k + most_copies(pool))
     return _lists(spec.name, queries, pool, rows, scores, k)
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -18,13 +18,17 @@ from udr.bm25 import BM25
 from udr.config import load_config
 from udr.data import read_demonstrations, write_demonstrations
 from udr.draw import seeded
-from udr.errors import ArtifactError, DataError, FingerprintMismatch, UnknownNameError
+from udr.errors import ArtifactError, DataError, FingerprintMismatch, PromptTooLong, UnknownNameError
 from udr.prompt import build_prompt, for_encoder, rearrange
 from udr.selection import order, select
 from udr.tasks.spec import TaskSpec
-from udr.types import Demonstration, Encoder, FloatArray, Index, IntArray, Prompt, Query, Tokenizer
+from udr.types import Demonstration, Dropped, Encoder, FloatArray, Index, IntArray, Prompt, Query, Tokenizer
+
+if TYPE_CHECKING:
+    from udr.index import FlatIndex
 
 __all__ = [
+    "SPARES",
     "BM25Ranker",
     "DenseRanker",
     "NoRanker",
@@ -33,6 +37,7 @@ __all__ = [
     "Retrieved",
     "Retriever",
     "build_dense_ranker",
+    "build_input_ranker",
     "load_retriever",
     "most_copies",
     "save_task",
@@ -46,6 +51,9 @@ class Retrieved:
     demonstration: Demonstration
     similarity: float
     rank: int  # 1 = the most similar of the pool
+
+
+SPARES = 2  # candidates to retrieve for each demonstration wanted, for some will not fit the token budget
 
 
 class Ranker(Protocol):
@@ -87,10 +95,10 @@ class BM25Ranker:
 class DenseRanker:
     """Inner product of an encoder's vectors, through the index."""
 
-    def __init__(self, spec: TaskSpec, encoder: Encoder, index: Index) -> None:
+    def __init__(self, encoder: Encoder, index: Index, instruction: str = "") -> None:
         self.encoder = encoder
-        self.instruction = spec.retrieval_instruction
         self.index = index
+        self.instruction = instruction
 
     def rank(self, queries: Sequence[Query], k: int) -> tuple[IntArray, FloatArray]:
         vectors = self.encoder.encode_queries(queries, self.instruction)
@@ -103,12 +111,21 @@ class DenseRanker:
 
 def build_dense_ranker(spec: TaskSpec, pool: Sequence[Demonstration], encoder: Encoder) -> DenseRanker:
     """Encode a pool and index it; row i of the index is demonstration i of the pool."""
+    vectors = encoder.encode_demonstrations(for_encoder(spec, pool), spec.retrieval_instruction)
+    return DenseRanker(encoder, _indexed(vectors, encoder), spec.retrieval_instruction)
+
+
+def build_input_ranker(pool: Sequence[Demonstration], encoder: Encoder) -> DenseRanker:
+    """Inputs against inputs and nothing else, as a sentence encoder that was trained for no task is used."""
+    return DenseRanker(encoder, _indexed(encoder.encode_queries([d.query for d in pool]), encoder))
+
+
+def _indexed(vectors: FloatArray, encoder: Encoder) -> FlatIndex:
     from udr.index import FlatIndex
 
-    vectors = encoder.encode_demonstrations(for_encoder(spec, pool), spec.retrieval_instruction)
     index = FlatIndex(encoder.dim, encoder.fingerprint)
-    index.add(np.arange(len(pool), dtype=np.int64), vectors, encoder.fingerprint)
-    return DenseRanker(spec, encoder, index)
+    index.add(np.arange(len(vectors), dtype=np.int64), vectors, encoder.fingerprint)
+    return index
 
 
 class Retriever:
@@ -169,14 +186,23 @@ class Retriever:
         reserve: int = 0,
         arrange: str = "ascending",
     ) -> Prompt:
-        """Fit the demonstrations into the token budget, best first, then set them in the order asked for."""
+        """Fit the demonstrations into the token budget, best first, then set them in the order asked for.
+
+        In another order tokens may merge otherwise; where the text then needs a token too many, the least similar
+        demonstration is dropped.
+        """
         ranked = [f.demonstration for f in found]
         prompt = build_prompt(self.spec, query, ranked, tokenizer, budget, k=k, reserve=reserve)
         if arrange == "ascending":
             return prompt
-        best_first = prompt.demonstrations[::-1]
-        positions = order(list(range(len(best_first))), [d.output for d in best_first], arrange, self.seed)
-        return rearrange(self.spec, query, prompt, [best_first[p] for p in positions], tokenizer, reserve)
+        best_first = list(prompt.demonstrations[::-1])
+        while True:  # the query alone fits
+            positions = order(list(range(len(best_first))), [d.output for d in best_first], arrange, self.seed)
+            try:
+                return rearrange(self.spec, query, prompt, [best_first[p] for p in positions], tokenizer, reserve)
+            except PromptTooLong as error:
+                dropped = Dropped(best_first.pop().id, str(error), 0)
+                prompt = replace(prompt, dropped=(*prompt.dropped, dropped))
 
 
 def most_copies(pool: Sequence[Demonstration]) -> int:
@@ -218,4 +244,4 @@ def load_retriever(path: Path, task: str, encoder: Encoder | None = None, seed: 
         raise ArtifactError(f"{folder}: the index holds {len(index)} vectors, the pool {len(pool)}; run: udr index")
     if index.fingerprint != own.fingerprint:
         raise FingerprintMismatch(f"{folder}: indexed with encoder {index.fingerprint}, in hand is {own.fingerprint}")
-    return Retriever(spec, pool, DenseRanker(spec, own, index), seed)
+    return Retriever(spec, pool, DenseRanker(own, index, spec.retrieval_instruction), seed)

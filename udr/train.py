@@ -64,9 +64,12 @@ def draw(candidates: Sequence[Candidate], size: int, how: ListSampling, rng: np.
 
 
 def draw_extremes(candidates: Sequence[Candidate], rng: np.random.Generator) -> list[Candidate]:
-    """One of the best 5 and one of the worst 5: EPR's positive and hard negative (Rubin et al. 2022, section 3.2)."""
+    """EPR's positive and hard negative: one of the best and one of the worst 5 of 50 (Rubin et al. 2022, section 3.2).
+
+    Of a shorter list a tenth is taken at either end: among the best 5 of 6 most would be no positives.
+    """
     ranked = sorted(candidates, key=lambda c: c.rank or 0)
-    edge = max(1, min(EXTREME, len(ranked) // 2))
+    edge = min(EXTREME, -(-len(ranked) // 10))
     return [ranked[int(rng.integers(edge))], ranked[len(ranked) - 1 - int(rng.integers(edge))]]
 
 
@@ -161,7 +164,7 @@ def fit(
 
     A step is one task's batch of `batch` queries with `list_size` candidates each, ranked among themselves. AdamW with
     linear warm-up over `warmup` steps (at most a tenth of all) and linear decay. `objective: epr` is the baseline:
-    one positive of the top 5 and one hard negative of the bottom 5 (Rubin et al. 2022, arXiv 2112.08633).
+    one positive of the top and one hard negative of the bottom of each list (Rubin et al. 2022, arXiv 2112.08633).
 
     Raises:
         DataError: no list holds two scored candidates.

@@ -32,7 +32,8 @@ ABLATIONS = {
     "no_instruction": ("encoder.query_instruction=false", "encoder.demonstration_instruction=false"),
     "single_task": ("train.multi_task=false",),
     "no_rank_loss": ("train.rank_weight=0",),
-    "no_mining": ("mining.rounds=0",),
+    # as many LM scores and training steps, all on lexical candidates
+    "no_mining": ("mining.rounds=0", "mining.queries=900", "train.epochs=4"),
 }
 
 

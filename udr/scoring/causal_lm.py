@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from udr.artifacts import fingerprint_files
 from udr.errors import ConfigError, PromptTooLong, ScorerUnavailable
@@ -269,14 +269,10 @@ class CausalLM:
             out = self.model.generate(
                 input_ids=tokens,
                 attention_mask=mask,
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                num_beams=1,
-                top_k=None,
-                top_p=None,
-                temperature=None,
-                eos_token_id=self._stop_ids,
-                pad_token_id=pad,
+                # a model's own file may ask for sampling or punish repetition; an answer is often a repetition
+                generation_config=GenerationConfig(
+                    max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=self._stop_ids, pad_token_id=pad
+                ),
             )
             for i, row_ids in zip(chosen, out[:, width:], strict=True):
                 text = self.tokenizer.decode(self._until_stop(row_ids.tolist()), skip_special_tokens=True)
