@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,10 +11,11 @@ from pathlib import Path
 import pytest
 from workbench import Bench, Outcome, mood_rows, paint_rows, write_table
 
-from training.evaluate import evaluate, evaluation_queries
+from training.evaluate import evaluate, evaluation_queries, index
 from training.run import open_run
 from udr.config import load_config
 from udr.data import open_task
+from udr.encoder import load_encoder
 from udr.errors import ConfigError, DataError, FingerprintMismatch
 from udr.evaluation import read_answers
 from udr.fakes import FakeLM
@@ -234,3 +236,36 @@ def test_a_damaged_file_of_answers_is_named(copy: Bench, content: bytes) -> None
     path.write_bytes(content)
     with pytest.raises(DataError, match=f"^{path}:"):
         evaluate(open_run(copy.settings()))
+
+
+def test_a_folder_that_was_only_evaluated_holds_its_lm_fast_too(bench: Bench, lm_folder: Path) -> None:
+    words = ("evaluation.methods=[zero_shot, bm25]", "evaluation.queries=2")
+    evaluate(open_run(bench.settings(*words)))
+    with pytest.raises(FingerprintMismatch, match="begun with lm fake-lm-1"):
+        evaluate(open_run(bench.settings(*words, f"lm.name={lm_folder}")))
+
+
+def test_a_replaced_encoder_is_indexed_and_asked_about_anew(copy: Bench, asked: list[str]) -> None:
+    run = open_run(copy.settings())
+    index(run)
+    evaluate(run)
+    assert asked == []
+    folder = copy.out / "round-1" / "encoder"
+    encoder = load_encoder(folder, "cpu")
+    for weights in encoder.parameters():
+        weights.data *= 1.5
+    shutil.rmtree(folder)
+    encoder.save(folder)
+    index(run)
+    assert load_encoder(copy.retriever / "encoder").fingerprint == load_encoder(folder).fingerprint
+    load_retriever(copy.retriever, "mood")  # refuses an index of another encoder
+    evaluate(run)
+    assert len(asked) == 2 * 8  # udr on both tasks, the baselines not
+
+
+def test_two_tasks_of_one_name_are_refused(bench: Bench, tmp_path: Path) -> None:
+    table = write_table(tmp_path / "mood.jsonl", mood_rows(20, seed=7), test=4)
+    with pytest.raises(ConfigError, match="two are named mood"):
+        _ = open_run(bench.settings(f"tasks=[mood, {table}]")).tasks
+    with pytest.raises(ConfigError, match="two are named mood"):
+        evaluate(open_run(bench.settings(f"evaluation.tasks=[mood, {table}]", "evaluation.methods=[bm25]")))

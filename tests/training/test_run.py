@@ -173,6 +173,13 @@ def test_epr_learns_from_the_lexical_lists_and_only_when_told_from_the_mined_one
     assert steps == mined_steps == (len(lists[0]) + 3 * len(lists[1])) / 4  # as the unified retriever
 
 
+def test_a_round_never_draws_a_query_twice(bench: Bench) -> None:
+    run = open_run(bench.settings("mining.queries=1000", "mining.rounds=0"))
+    propose(run, 0)
+    lists = read_candidates(run.round_folder(0) / "mood.proposed.jsonl")
+    assert len(lists) == len({one.query_id for one in lists}) == len(run.tasks["mood"].train)
+
+
 def as_sets(lists: Sequence[Any]) -> list[set[float]]:
     """Retrieval scores of each list: the candidates but for the order of ties."""
     return [{round(c.retrieval_score, 4) for c in one.candidates} for one in lists]

@@ -279,6 +279,15 @@ def test_an_answer_ends_at_the_end_mark_even_where_others_go_on(make_lm: MakeLM,
     assert stopping.generate(PROMPTS, 12) == expected
 
 
+def test_what_a_models_own_file_says_of_generation_does_not_change_the_greedy_answer(make_lm: MakeLM) -> None:
+    from transformers import GenerationConfig
+
+    lm = make_lm("gpt2")
+    prompts = ["the film was a joy", "shares of the bank"]
+    lm.model.generation_config = GenerationConfig(repetition_penalty=9.0, do_sample=True, num_beams=3)
+    assert make_lm("gpt2").generate(prompts, 8) == [plain_greedy(lm, p, 8) for p in prompts]
+
+
 def test_a_prompt_that_leaves_no_room_for_the_answer_is_refused(make_lm: MakeLM) -> None:
     with pytest.raises(PromptTooLong, match="prompt 1: 251 \\+ 6 tokens, the LM reads 256"):
         make_lm("gpt2").generate(["a", "a" + " a" * 250], 6)

@@ -276,6 +276,14 @@ def test_a_bare_table_is_a_task_and_gives_one_row_in_five_for_tests(tmp_path: Pa
     assert open_task(str(write_jsonl(path, rows[::-1]))).test == data.test
 
 
+def test_a_bare_table_keeps_all_its_rows_where_nothing_is_to_be_evaluated(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text("".join(f'{{"input": "text {i}", "output": "{i % 2}"}}\n' for i in range(10)))
+    whole = open_task(str(path), hold_out=False)
+    assert len(whole.train) == 10
+    assert whole.test == ()
+
+
 def test_a_bare_table_with_test_rows_keeps_them(tmp_path: Path) -> None:
     rows = [{"input": f"text {i}", "output": f"out {i}", "split": "test" if i < 3 else "train"} for i in range(9)]
     data = open_task(str(write_jsonl(tmp_path / "mine.jsonl", rows)))

@@ -312,3 +312,14 @@ def test_methods_that_answered_different_queries_are_refused() -> None:
     turned = {**ANSWERS["bm25"], "a": ANSWERS["bm25"]["a"][::-1]}
     with pytest.raises(DataError, match="different queries"):
         build_table(SPECS, {"bm25": turned, "udr": ANSWERS["udr"]})
+
+
+def test_a_demonstration_that_does_not_fit_gives_way_to_the_next(sentiment: TaskSpec) -> None:
+    long = Demonstration("long", "the film was a joy " + "and long " * 40, "1")
+    pool = [long, *(Demonstration(f"{i}", f"the film was number {i}", "0") for i in range(6))]
+    query = Demonstration("q", "the film was a joy and long", "1")
+    retriever = Retriever(sentiment, pool, BM25Ranker(pool))
+    assert retriever.retrieve([query.query], 1)[0][0].demonstration == long
+    (answer,) = answer_queries(retriever, [query], LM, budget=80, k=3)
+    assert len(answer.demonstrations) == 3
+    assert "long" not in answer.demonstrations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +20,13 @@ from udr.retriever import (
     Ranker,
     Retriever,
     build_dense_ranker,
+    build_input_ranker,
     load_retriever,
     save_task,
 )
 from udr.selection import select
 from udr.tasks.spec import TaskSpec
-from udr.types import Demonstration, Query
+from udr.types import Demonstration, FloatArray, IntArray, Query
 
 ENCODER = FakeEncoder(128)
 LM = FakeLM()
@@ -255,3 +257,41 @@ def test_a_pool_that_does_not_fit_its_index_is_refused(
     pool.unlink()
     with pytest.raises(DataError, match=r"pool\.jsonl: no such file"):
         load_retriever(tmp_path, sentiment.name, ENCODER)
+
+
+class Greedy:
+    """Counts a text's words, and one more for each mark after the first: another order may need more."""
+
+    def encode(self, text: str) -> list[int]:
+        first = text.split("\n")[0]
+        return [0] * (len(text.split()) + 3 * ("!" in first))
+
+
+def test_an_order_that_needs_a_token_too_many_drops_the_least_similar_one(sentiment: TaskSpec) -> None:
+    pool = [Demonstration("near", "a joy !", "1"), Demonstration("mid", "a b", "0"), Demonstration("far", "c d", "0")]
+    query = Query("q", "a joy")
+
+    class Fixed:
+        def rank(self, queries: Sequence[Query], k: int) -> tuple[IntArray, FloatArray]:
+            return np.arange(3)[None, :k], np.array([[0.9, 0.5, 0.1]], dtype=np.float32)[:, :k]
+
+    retriever = Retriever(sentiment, pool, Fixed())
+    (found,) = retriever.retrieve([query], 3)
+    budget = len(Greedy().encode(retriever.prompt(query, found, Greedy(), 1000).text))
+    ascending = retriever.prompt(query, found, Greedy(), budget)
+    assert [d.id for d in ascending.demonstrations] == ["far", "mid", "near"]
+    turned = retriever.prompt(query, found, Greedy(), budget, arrange="descending")
+    assert [d.id for d in turned.demonstrations] == ["near", "mid"]
+    assert turned.tokens == len(Greedy().encode(turned.text)) <= budget
+    assert [d.demonstration_id for d in turned.dropped] == ["far"]
+    none = retriever.prompt(query, found[:1], Greedy(), budget - 11, arrange="descending")
+    assert none.demonstrations == ()
+
+
+def test_the_untrained_baseline_compares_inputs_alone(sentiment: TaskSpec, reviews: list[Demonstration]) -> None:
+    encoder = FakeEncoder()
+    rows, similarities = build_input_ranker(reviews, encoder).rank([reviews[2].query], 6)
+    plain = encoder.encode_queries([d.query for d in reviews]) @ encoder.encode_queries([reviews[2].query])[0]
+    np.testing.assert_allclose(similarities[0], plain[rows[0]], atol=1e-6)
+    assert rows[0, 0] == 2
+    assert similarities[0, 0] == pytest.approx(1)

@@ -103,11 +103,12 @@ def test_a_uniform_draw_takes_every_candidate_equally_often() -> None:
     assert all(abs(n - 1600) < 150 for n in counts.values())
 
 
-def test_epr_draws_positives_from_the_best_five_and_negatives_from_the_worst_five() -> None:
+@pytest.mark.parametrize(("size", "edge"), [(6, 1), (16, 2), (50, 5), (90, 5)])
+def test_epr_draws_from_the_best_and_the_worst_tenth_of_a_list_five_at_most(size: int, edge: int) -> None:
     rng = np.random.default_rng(0)
-    pairs = [draw_extremes(ranked_list(50, i), rng) for i in range(600)]
-    assert {p.rank for p, _ in pairs} == {1, 2, 3, 4, 5}
-    assert {n.rank for _, n in pairs} == {46, 47, 48, 49, 50}
+    pairs = [draw_extremes(ranked_list(size, i), rng) for i in range(300)]
+    assert {p.rank for p, _ in pairs} == set(range(1, edge + 1))
+    assert {n.rank for _, n in pairs} == set(range(size - edge + 1, size + 1))
 
 
 @given(st.integers(2, 12), st.integers(0, 10**6))

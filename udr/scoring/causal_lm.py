@@ -45,6 +45,8 @@ class CausalLM:
         generation_batch: int | None = None,
     ) -> None:
         self.model = model.eval()
+        # its own may ask for sampling or punish repetition, and a demonstration's words are there to be repeated
+        self.model.generation_config = GenerationConfig()
         self.tokenizer = tokenizer
         on_gpu = model.device.type == "cuda"
         self.row_tokens = row_tokens or ROW_TOKENS[on_gpu]
@@ -269,10 +271,10 @@ class CausalLM:
             out = self.model.generate(
                 input_ids=tokens,
                 attention_mask=mask,
-                # a model's own file may ask for sampling or punish repetition; an answer is often a repetition
-                generation_config=GenerationConfig(
-                    max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=self._stop_ids, pad_token_id=pad
-                ),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                eos_token_id=self._stop_ids,
+                pad_token_id=pad,
             )
             for i, row_ids in zip(chosen, out[:, width:], strict=True):
                 text = self.tokenizer.decode(self._until_stop(row_ids.tolist()), skip_special_tokens=True)
