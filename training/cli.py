@@ -13,7 +13,7 @@ from rich.console import Console
 
 from training.settings import RunConfig
 from udr.config import load_config
-from udr.errors import UDRError
+from udr.errors import MissingDependencyError, UDRError
 
 __all__ = ["app", "main"]
 
@@ -26,6 +26,9 @@ app.add_typer(data_app, name="data")
 app.add_typer(lm_app, name="lm")
 
 console = Console(stderr=True)
+# what each part of the pipeline cannot do without, and the extra that brings it
+EXTRAS = {"torch": "lm", "transformers": "lm", "safetensors": "lm", "pyarrow": "train"}
+EXTRAS |= {"matplotlib": "eval", "sacrebleu": "eval", "rouge_score": "eval"}
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML settings of the run.")]
 Overrides = Annotated[
@@ -55,6 +58,8 @@ def _run(config: Path, overrides: list[str] | None, *stages: str, number: int = 
     with reporting(console) as report:
         run = pipeline.open_run(settings, report)
         result: Any = None
+        if "evaluate" in stages:
+            evaluation.evaluated_tasks(run)  # before hours of mining
         for stage in stages:
             if stage == "mine":
                 pipeline.mine_and_train(run)
@@ -264,6 +269,11 @@ def main() -> None:
         app(standalone_mode=True)
     except UDRError as error:
         sys.exit(_complain(str(error)))
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        sys.exit(_complain(str(MissingDependencyError(error.name or "", extra))))
     except OSError as error:  # a full disk, a forbidden folder: the user's to mend
         where = f"{error.filename}: " if error.filename else ""
         sys.exit(_complain(f"{where}{error.strerror or error}"))

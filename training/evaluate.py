@@ -29,7 +29,7 @@ from udr.retriever import (
 )
 from udr.types import Demonstration
 
-__all__ = ["evaluate", "index", "train_epr"]
+__all__ = ["evaluate", "evaluated_tasks", "index", "train_epr"]
 
 EPR = ("epr", "epr_mined")  # one encoder a task
 
@@ -115,6 +115,26 @@ def evaluation_queries(data: TaskData, count: int, seed: int) -> list[Demonstrat
     return choose_queries(data.test, count, seed)
 
 
+def evaluated_tasks(run: Run, methods: Sequence[str] = (), tasks: Sequence[str] = ()) -> list[TaskData]:
+    """The tasks of an evaluation, checked: what cannot be evaluated is told before hours of mining.
+
+    Raises:
+        ConfigError: two tasks of one name, a task without test rows, or one never trained on for a method that is
+            trained for one task at a time.
+    """
+    settings = run.config.evaluation
+    names = tuple(tasks or settings.tasks or run.config.tasks)
+    datas = list(by_name(run.tasks.get(name) or run.load_task(name) for name in names).values())
+    alone = [m for m in methods or settings.methods if m in EPR or (m == "udr" and not run.config.train.multi_task)]
+    for data in datas:
+        evaluation_queries(data, settings.queries, run.config.seed)
+        if alone and data.spec.name not in run.tasks:
+            raise ConfigError(
+                f"evaluation.methods: {alone[0]} is trained for one task at a time; {data.spec.name} was not trained on"
+            )
+    return datas
+
+
 def evaluate(run: Run, methods: Sequence[str] = (), tasks: Sequence[str] = ()) -> EvaluationTable:
     """Answer test queries with every method; write answers, table.json, table.md and plots; return the table.
 
@@ -122,14 +142,7 @@ def evaluate(run: Run, methods: Sequence[str] = (), tasks: Sequence[str] = ()) -
     """
     settings = run.config.evaluation
     methods = tuple(methods or settings.methods)
-    names = tuple(tasks or settings.tasks or run.config.tasks)
-    datas = list(by_name(run.tasks.get(name) or run.load_task(name) for name in names).values())
-    unseen = [d.spec.name for d in datas if d.spec.name not in run.tasks]
-    single = next((m for m in methods if m in EPR), None)
-    if unseen and single:
-        raise ConfigError(
-            f"evaluation.methods: {single} is trained for one task at a time; {unseen[0]} was not trained on"
-        )
+    datas = evaluated_tasks(run, methods, tasks)
     answers: dict[str, dict[str, list[Answer]]] = {m: {} for m in methods}
     started = time.monotonic()
     for data in datas:
@@ -181,6 +194,8 @@ def _answers(run: Run, method: str, data: TaskData) -> list[Answer]:
             **settings.model_dump(mode="json", include={"budget", "k", "k_generation", "selection", "order"}),
         }
 
+    # without similarities, or without vectors where a selection needs them, the order itself is the choice
+    blind = {"zero_shot", "random"} | ({"bm25"} if settings.selection in ("mmr", "dpp") else set())
     stamp = path.with_suffix(".json")
     if path.is_file() and stamp.is_file() and read_json(stamp) == marks():
         return read_answers(path)
@@ -192,7 +207,7 @@ def _answers(run: Run, method: str, data: TaskData) -> list[Answer]:
         budget=settings.budget,
         k=settings.k,
         k_generation=settings.k_generation,
-        selection="top_k" if method in ("zero_shot", "random") else settings.selection,
+        selection="top_k" if method in blind else settings.selection,
         arrange=settings.order,
         progress=run.report(f"{method} on {name}"),
     )

@@ -79,7 +79,7 @@ class EvaluationSettings(StrictConfig):
 
     # retrievers that are compared, the last one against the best of the others; `encoder` is the untrained one,
     # `epr_mined` is EPR that may also learn from the lists which the unified retriever mined
-    methods: tuple[Method, ...] = ("zero_shot", "random", "bm25", "encoder", "epr", "udr")
+    methods: tuple[Method, ...] = Field(default=("zero_shot", "random", "bm25", "encoder", "epr", "udr"), min_length=1)
     tasks: tuple[str, ...] = ()  # () means the training tasks; others are tasks the retriever never saw
     queries: int = Field(default=0, ge=0)  # test queries a task; 0: all
     budget: int = Field(default=2048, ge=16)  # tokens of a finished prompt, the answer included

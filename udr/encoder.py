@@ -23,7 +23,8 @@ __all__ = ["BiEncoder", "build_encoder", "load_encoder"]
 Pooling = Literal["cls", "mean"]
 Precision = Literal["float32", "bfloat16"]
 ANSWER_TOKENS = 64  # of a demonstration's answer at most, so that the input is never squeezed out
-DROPOUT_KEYS = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+# as the configurations of one or another family name them
+DROPOUT_KEYS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout")
 PADDED_TOKENS = (1024, 65536)  # in one forward pass on a CPU (its caches are small) and on a GPU
 
 
@@ -236,14 +237,18 @@ def build_encoder(
     """
     import copy
 
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-        rates = {} if dropout is None else dict.fromkeys(DROPOUT_KEYS, dropout)
+        config = AutoConfig.from_pretrained(name)
+        for key in DROPOUT_KEYS if dropout is not None else ():
+            if hasattr(config, key):
+                setattr(config, key, dropout)
         where = _device(device)
-        tower = AutoModel.from_pretrained(name, dtype=torch.float32, attn_implementation=_attention(where), **rates)
-    except (OSError, ValueError, KeyError) as error:
+        attention = _attention(where)
+        tower = AutoModel.from_pretrained(name, config=config, dtype=torch.float32, attn_implementation=attention)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = ("" if Path(name).is_dir() else "no such folder; from the hub: ") + str(error).splitlines()[0]
         raise ConfigError(f"encoder.name: {name}: cannot be loaded ({reason})") from None
     if tokenizer.cls_token_id is None or tokenizer.sep_token_id is None:
@@ -255,13 +260,20 @@ def build_encoder(
         tokenizer,
         pooling=_own_pooling(name) if pooling == "auto" else pooling,
         unit_norm=unit_norm,
-        max_tokens=min(max_tokens, int(getattr(tower.config, "max_position_embeddings", max_tokens))),
+        max_tokens=min(max_tokens, _longest(tower)),
         instruction_tokens=instruction_tokens,
         query_instruction=query_instruction,
         demonstration_instruction=demonstration_instruction,
         precision=precision,
         fingerprint=fingerprint_files(Path(name)) if Path(name).is_dir() else f"{name}@{tower.config._commit_hash}",
     )
+
+
+def _longest(tower: Any) -> int:
+    """Tokens that an encoder reads at most; RoBERTa and its kin count positions from behind the padding's."""
+    places = int(getattr(tower.config, "max_position_embeddings", None) or 2**31)
+    padding = getattr(getattr(tower, "embeddings", None), "padding_idx", None)
+    return places if padding is None else places - padding - 1
 
 
 def _device(device: str) -> str:

@@ -36,14 +36,27 @@ def choose_queries(pool: Sequence[Demonstration], count: int, seed: int, balance
 
 
 def drop_long(spec: TaskSpec, pool: Sequence[Demonstration], tokenizer: Tokenizer, limit: int) -> list[Demonstration]:
-    """Keep demonstrations of which any two fit `limit` LM tokens, one as z and one as the query with its answer.
+    """Keep demonstrations of which any two fit `limit` LM tokens, one as z and one as the query with any option.
 
     The LM's feedback on a longer one would cost most and could hardly be used: it would fill a prompt alone.
 
     Raises:
         DataError: none is short enough.
     """
-    kept = [d for d in pool if 2 * (len(tokenizer.encode(render_demonstration(spec, d))) + BORDER) <= limit]
+    sizes: dict[str, int] = {}
+
+    def size(option: str) -> int:
+        if option not in sizes:
+            sizes[option] = len(tokenizer.encode(option))
+        return sizes[option]
+
+    def longest(d: Demonstration) -> int:
+        """Tokens with the longest option in the answer's place."""
+        own = len(tokenizer.encode(render_demonstration(spec, d)))
+        options = spec.options(d.choices)
+        return own + (max(map(size, options)) - size(spec.verbalise(d.output)) if options else 0)
+
+    kept = [d for d in pool if 2 * (longest(d) + BORDER) <= limit]
     if not kept:
         raise DataError(f"task {spec.name}: no two demonstrations fit {limit} tokens; raise mining.max_tokens")
     return kept

@@ -314,3 +314,26 @@ def test_a_damaged_checkpoint_says_to_delete_it(udr: Command, bench: Bench) -> N
 def test_an_out_folder_that_is_a_file_is_named(udr: Command, bench: Bench) -> None:
     bench.out.write_text("in the way")
     assert str(bench.out) in udr("run", bench.config).complaint
+
+
+def test_a_cut_off_weights_file_is_named(udr: Command, bench: Bench, lm_folder: Path, tmp_path: Path) -> None:
+    for key, folder in (("lm", lm_folder), ("encoder", Path(bench.settings().encoder.name))):
+        broken = tmp_path / key
+        shutil.copytree(folder, broken)
+        weights = broken / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:1000])
+        assert f"{broken}: cannot be loaded" in udr("run", bench.config, f"{key}.name={broken}").complaint
+
+
+def test_a_package_that_is_not_installed_is_named_with_its_extra(
+    udr: Command, finished: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    done = udr("retrieve", "--retriever", finished.retriever, "--task", "mood", INPUT)
+    assert done.complaint == "transformers is not installed; run: pip install 'udr[lm]'"
+
+
+def test_a_gguf_file_that_is_none_is_named(udr: Command, tmp_path: Path) -> None:
+    for name, content in {"short.gguf": b"GGUF", "other.gguf": b"no such file at all" * 99}.items():
+        (tmp_path / name).write_bytes(content)
+        assert f"{name}: cannot be converted" in udr("lm", "convert", tmp_path / name, tmp_path / "out").complaint

@@ -269,3 +269,25 @@ def test_two_tasks_of_one_name_are_refused(bench: Bench, tmp_path: Path) -> None
         _ = open_run(bench.settings(f"tasks=[mood, {table}]")).tasks
     with pytest.raises(ConfigError, match="two are named mood"):
         evaluate(open_run(bench.settings(f"evaluation.tasks=[mood, {table}]", "evaluation.methods=[bm25]")))
+
+
+def test_what_cannot_be_evaluated_is_told_before_anything_is_mined(
+    bench: Bench, tmp_path: Path, udr: Callable[..., Outcome]
+) -> None:
+    table = write_table(tmp_path / "elsewhere.jsonl", mood_rows(40, seed=7), test=8)
+    assert "elsewhere was not trained on" in udr("run", bench.config, f"evaluation.tasks=[{table}]").complaint
+    words = (f"evaluation.tasks=[{table}]", "evaluation.methods=[bm25, udr]", "train.multi_task=false")
+    assert "udr is trained for one task at a time" in udr("run", bench.config, *words).complaint
+    assert "did you mean mood?" in udr("run", bench.config, "evaluation.tasks=[moood]").complaint
+    assert "evaluation.methods" in udr("run", bench.config, "evaluation.methods=[]").complaint
+    assert not any(bench.out.glob("round-*"))
+
+
+@pytest.mark.parametrize("selection", ["mmr", "dpp"])
+def test_selections_that_need_vectors_leave_lexical_rankings_as_they_are(copy: Bench, selection: str) -> None:
+    folder = copy.out / "evaluation"
+    before = {m: read_answers(folder / m / "mood.jsonl") for m in ("bm25", "encoder")}
+    evaluate(open_run(copy.settings(f"evaluation.selection={selection}")), ("bm25", "encoder"), ("mood",))
+    after = {m: read_answers(folder / m / "mood.jsonl") for m in ("bm25", "encoder")}
+    assert after["bm25"] == before["bm25"]
+    assert after["encoder"] != before["encoder"]

@@ -275,3 +275,28 @@ def test_a_tokenizer_without_cls_and_sep_is_refused(bert_folder: Path, tmp_path:
     AutoModel.from_pretrained(bert_folder).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="its tokenizer has no CLS and SEP tokens; choose a BERT-like encoder"):
         build_encoder(str(tmp_path), device="cpu")
+
+
+def test_dropout_and_length_fit_other_families_than_bert(tmp_path: Path, bert_folder: Path) -> None:
+    from transformers import AutoTokenizer, DistilBertConfig, DistilBertModel, RobertaConfig, RobertaModel
+
+    tokenizer = AutoTokenizer.from_pretrained(bert_folder)
+    words = len(tokenizer)
+    small = {"vocab_size": words, "max_position_embeddings": 40}
+    models = {
+        "distilbert": DistilBertModel(DistilBertConfig(**small, dim=16, hidden_dim=16, n_layers=1, n_heads=2)),
+        "roberta": RobertaModel(
+            RobertaConfig(**small, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+        ),
+    }
+    for name, model in models.items():
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+        encoder = build_encoder(str(tmp_path / name), device="cpu", dropout=0.0, max_tokens=512)
+        assert encoder.max_tokens == {"distilbert": 40, "roberta": 38}[name]
+        encoder.train()
+        long = [Query("q", "the film was a joy " * 40)]
+        ids = encoder.query_ids(long)
+        assert len(ids[0]) == encoder.max_tokens
+        first, second = encoder.embed(ids, encoder.query_tower), encoder.embed(ids, encoder.query_tower)
+        assert torch.equal(first, second)  # nothing is dropped

@@ -167,6 +167,15 @@ def test_long_demonstrations_are_dropped_before_mining(sentiment: TaskSpec, revi
         drop_long(sentiment, reviews, lm, 5)
 
 
+def test_a_row_whose_wrong_option_is_too_long_is_left_out(choosing: TaskSpec) -> None:
+    lm = FakeLM()
+    short = Demonstration("short", "which", "a", ("a", "b"))
+    long = Demonstration("long", "which", "a", ("a", "b " * 30))
+    limit = 2 * (len(lm.encode(render_demonstration(choosing, short))) + 4)
+    assert [d.id for d in drop_long(choosing, [short, long], lm, limit)] == ["short"]
+    assert [d.id for d in drop_long(choosing, [short, long], lm, limit + 140)] == ["short", "long"]
+
+
 def test_every_candidate_is_scored_as_if_alone_and_each_list_is_ranked(
     sentiment: TaskSpec, reviews: list[Demonstration]
 ) -> None:

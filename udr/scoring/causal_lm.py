@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from udr.artifacts import fingerprint_files
@@ -304,7 +305,8 @@ def build_causal_lm(
         model = AutoModelForCausalLM.from_pretrained(
             name, revision=revision, dtype=DTYPES.get(dtype, torch.bfloat16)
         ).to(where)
-    except (OSError, ValueError, KeyError, RuntimeError, AssertionError) as error:  # the last: torch without CUDA
+    # the fifth is torch's without CUDA, the last a cut-off file's
+    except (OSError, ValueError, KeyError, RuntimeError, AssertionError, SafetensorError) as error:
         reason = ("" if Path(name).is_dir() else "no such folder; from the hub: ") + str(error).splitlines()[0]
         raise ScorerUnavailable(f"{name}: cannot be loaded as a causal LM ({reason})") from None
     folder = Path(name)

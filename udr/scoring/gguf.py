@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def convert_gguf(gguf: Path, out: Path) -> Path:
         model.save_pretrained(building)
         tokenizer.save_pretrained(building)
         os.replace(building, out)
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, struct.error) as error:
         raise ScorerUnavailable(f"{gguf}: cannot be converted ({str(error).splitlines()[0]})") from None
     finally:
         shutil.rmtree(building, ignore_errors=True)
