@@ -10,7 +10,9 @@ costs no LM call, and does not say how good the retriever is. Result: results/re
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -91,9 +93,13 @@ def pick(encoder: BiEncoder, held: RankedTask) -> float:
 
 
 def measure(run: Run, objective: Objective, halves: dict[str, tuple[RankedTask, RankedTask]]) -> dict[str, Any]:
-    """Train one variant and judge it, averaged over the tasks; a variant that was judged already is not done again."""
+    """Train one variant and judge it, averaged over the tasks; one that was judged on these lists is not done again."""
     path = run.out / "judged.json"
-    if not path.is_file():
+    made_of = hashlib.sha256(run.config.model_dump_json(exclude={"out"}).encode())
+    made_of.update(repr([(name, *map(str, half.lists)) for name, own in halves.items() for half in own]).encode())
+    stamp = {"objective": objective, "made_of": made_of.hexdigest(), "lm": run.lm.fingerprint}
+    if not path.is_file() or {k: v for k, v in read_json(path).items() if k in stamp} != stamp:
+        shutil.rmtree(run.out, ignore_errors=True)
         together = run.config.train.multi_task and objective == "udr"
         groups = {"all": list(halves)} if together else {name: [name] for name in halves}
         scores: dict[str, dict[str, float]] = {}
@@ -105,8 +111,8 @@ def measure(run: Run, objective: Objective, halves: dict[str, tuple[RankedTask, 
                 fit_and_save(run, run.untrained_encoder(), lists, folder, EPOCHS, objective, 0, title)
             encoder = load_encoder(folder)
             scores |= {name: judge(run, encoder, run.load_task(name), halves[name][1]) for name in group}
-        write_json(path, {**average(scores), "tasks": scores})
-    return read_json(path)
+        write_json(path, {**stamp, **average(scores), "tasks": scores})
+    return {k: v for k, v in read_json(path).items() if k not in stamp}
 
 
 def average(scores: dict[str, dict[str, float]]) -> dict[str, float]:
