@@ -162,7 +162,7 @@ def prompt(
     task: TaskName,
     inputs: Inputs,
     lm: Annotated[str, typer.Option(help="The LM whose tokenizer counts (folder, hub name, or fake).")],
-    budget: Annotated[int, typer.Option(min=1, help="Tokens of the finished prompt, the answer included.")] = 2048,
+    budget: Annotated[int, typer.Option(min=1, help="Tokens of the finished prompt and of --reserve.")] = 2048,
     reserve: Annotated[int, typer.Option(min=0, help="Tokens kept for the answer.")] = 0,
     k: TopK = 8,
     selection: Selection = "top_k",

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from training.plots import plot_table
 from training.run import Run, by_name, encoder_folder, fit_and_save, is_trained, ranked_tasks, rounds_of
 from udr.artifacts import read_json, write_atomically, write_json
 from udr.data import TaskData
@@ -165,8 +166,6 @@ def evaluate(run: Run, methods: Sequence[str] = (), tasks: Sequence[str] = ()) -
 
 def _write_table(folder: Path, table: EvaluationTable, facts: dict[str, Any]) -> None:
     """Write the table's three files, table.json last; leave them as they are if they say all this already."""
-    from training.plots import plot_table
-
     path = folder / "table.json"
     content = json.loads(json.dumps({**table.as_json(), "facts": facts}))
     if path.is_file():

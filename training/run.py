@@ -17,18 +17,20 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from training.plots import plot_losses
 from training.settings import LMSettings, RunConfig
 from udr.artifacts import read_json, write_atomically, write_json
 from udr.candidates import read_candidates, union, write_candidates
 from udr.config import load_config
 from udr.data import TaskData, open_task
 from udr.encoder import BiEncoder, build_encoder, load_encoder
-from udr.errors import ArtifactError, ConfigError, FingerprintMismatch
+from udr.errors import ArtifactError, ConfigError, FingerprintMismatch, MissingDependencyError
 from udr.evaluation import LanguageModel
 from udr.mining import choose_queries, drop_long, propose_bm25, propose_dense, sample, score_lists
 from udr.scoring.cache import CachedScorer, ScoreCache
@@ -270,6 +272,8 @@ def fit_and_save(
     shutil.rmtree(building, ignore_errors=True)
     encoder.save(building)
     write_atomically(building / "losses.json", json.dumps(losses).encode())
+    with suppress(MissingDependencyError):  # the picture is worth no extra
+        plot_losses(losses, building / "losses.png")
     try:
         shutil.rmtree(folder, ignore_errors=True)
         building.rename(folder)

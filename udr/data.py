@@ -18,6 +18,7 @@ from udr.types import Demonstration
 __all__ = ["TaskData", "load_task_data", "open_task", "read_demonstrations", "read_rows", "write_demonstrations"]
 
 FORMATS = (".parquet", ".jsonl", ".csv")
+SPEC_FORMATS = (".yaml", ".yml")
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,8 +211,9 @@ def load_task_data(spec: TaskSpec, data_dir: Path | None = None, pool: Path | No
 def open_task(name: str, data_dir: Path | None = None, hold_out: bool = True) -> TaskData:
     """Find a task by name (registry or manifest), by YAML file, or by a bare table of `input,output`.
 
-    A bare table needs no registration: its stem is its name and its kind is inferred. Where it has no test rows, one
-    in five (at most 500), drawn by content, become the test split, unless `hold_out` is false.
+    The rows of a YAML file that lie in no data folder are looked for beside it. A bare table needs no registration:
+    its stem is its name and its kind is inferred, unless a YAML file of its name beside it says more. Where it has no
+    test rows, one in five (at most 500), drawn by content, become the test split, unless `hold_out` is false.
 
     Raises:
         UnknownNameError: no such task (lists the near names).
@@ -219,9 +221,11 @@ def open_task(name: str, data_dir: Path | None = None, hold_out: bool = True) ->
     """
     path = Path(name)
     if path.suffix not in FORMATS:
-        return load_task_data(load_spec(name, data_dir), data_dir)
-    rows = read_demonstrations(path)
-    spec = infer_spec(path.stem, rows)
+        spec = load_spec(name, data_dir)
+        beside = path.parent if path.suffix in SPEC_FORMATS else None
+        return load_task_data(spec, data_dir, _table_of(spec.name, data_dir) or _table_of(spec.name, beside))
+    described = next((p for f in SPEC_FORMATS if (p := path.with_suffix(f)).is_file()), None)
+    spec = load_spec(str(described)) if described else infer_spec(path.stem, read_demonstrations(path))
     data = load_task_data(spec, pool=path)
     if data.test or len(data.train) < 2 or not hold_out:
         return data

@@ -197,12 +197,18 @@ class Retriever:
             return prompt
         best_first = list(prompt.demonstrations[::-1])
         while True:  # the query alone fits
-            positions = order(list(range(len(best_first))), [d.output for d in best_first], arrange, self.seed)
+            labels = [d.output for d in best_first]
+            positions = order(list(range(len(labels))), labels, arrange, _order_seed(self.seed, query))
             try:
                 return rearrange(self.spec, query, prompt, [best_first[p] for p in positions], tokenizer, reserve)
             except PromptTooLong as error:
                 dropped = Dropped(best_first.pop().id, str(error), 0)
                 prompt = replace(prompt, dropped=(*prompt.dropped, dropped))
+
+
+def _order_seed(seed: int, query: Query) -> int:
+    """Each query has a random order of its own."""
+    return int(seeded("order", seed, query.id).integers(2**31))
 
 
 def most_copies(pool: Sequence[Demonstration]) -> int:

@@ -284,6 +284,19 @@ def test_a_bare_table_keeps_all_its_rows_where_nothing_is_to_be_evaluated(tmp_pa
     assert whole.test == ()
 
 
+def test_a_yaml_file_and_a_table_beside_each_other_are_one_task(tmp_path: Path) -> None:
+    table, spec = tmp_path / "mine.jsonl", tmp_path / "mine.yaml"
+    table.write_text("".join(f'{{"input": "text {i}", "output": "{i % 2}"}}\n' for i in range(10)))
+    spec.write_text(
+        "name: mine\nfamily: f\nkind: classification\nmetric: accuracy\nverbaliser: {'0': bad, '1': good}\n"
+    )
+    by_table, by_spec = open_task(str(table)), open_task(str(spec))
+    assert by_table.spec == by_spec.spec
+    assert by_table.spec.verbaliser == {"0": "bad", "1": "good"}
+    assert len(by_table.train) == 8
+    assert {d.id for d in by_table.train + by_table.test} == {d.id for d in by_spec.train}
+
+
 def test_a_bare_table_with_test_rows_keeps_them(tmp_path: Path) -> None:
     rows = [{"input": f"text {i}", "output": f"out {i}", "split": "test" if i < 3 else "train"} for i in range(9)]
     data = open_task(str(write_jsonl(tmp_path / "mine.jsonl", rows)))

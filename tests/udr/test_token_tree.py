@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from udr.scoring.token_tree import TokenRow, ancestor_mask, pack
+from udr.scoring.token_tree import TokenRow, pack, subtree_ends
 
 tokens = st.lists(st.integers(0, 2), min_size=1, max_size=6)
 requests = st.lists(st.tuples(tokens, tokens), min_size=1, max_size=10)
@@ -38,17 +38,15 @@ def test_every_request_reads_its_own_sequence_and_targets_once(
 
 
 @given(requests, st.integers(1, 30))
-def test_depths_are_places_in_the_own_prompt_and_masks_are_ancestors(
+def test_depths_are_places_in_the_own_prompt_and_stretches_hold_the_descendants(
     pairs: list[tuple[list[int], list[int]]], row_tokens: int
 ) -> None:
     for row in pack([a for a, _ in pairs], [b for _, b in pairs], row_tokens):
-        mask = ancestor_mask(row)
+        ends = subtree_ends(row)
         for node in range(len(row.tokens)):
             path = path_of(row, node)
             assert row.depths[node] == len(path) - 1
-            assert np.flatnonzero(mask[node]).tolist() == sorted(path)
-            for window in (1, 2, 4):
-                assert np.flatnonzero(ancestor_mask(row, window)[node]).tolist() == sorted(path[-window:])
+            assert [j for j in range(node + 1) if node < ends[j]] == path
         assert (row.parents < np.arange(len(row.tokens))).all()
 
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from udr.artifacts import fingerprint_files
 from udr.errors import ConfigError, PromptTooLong, ScorerUnavailable
-from udr.scoring.token_tree import TokenRow, ancestor_mask, pack
+from udr.scoring.token_tree import TokenRow, pack, subtree_ends
 from udr.types import IntArray, LogLikelihoods
 
 __all__ = ["CausalLM", "build_causal_lm"]
@@ -191,13 +191,25 @@ class CausalLM:
             return None  # one prompt: the model's own mask knows its window
         kinds = set(getattr(self._config, "layer_types", None) or ())
         window = getattr(self._config, "sliding_window", None)
-        full = self._as_mask(ancestor_mask(row, device=self.model.device))
+        full = self._as_mask(self._visible(row))
         if window is None or kinds == {"full_attention"}:
             return full
-        sliding = self._as_mask(ancestor_mask(row, window, self.model.device))
+        sliding = self._as_mask(self._visible(row, window))
         if "full_attention" in kinds:
             return {"full_attention": full, "sliding_attention": sliding}
         return sliding
+
+    def _visible(self, row: TokenRow, window: int | None = None) -> torch.Tensor:
+        """Who may attend to whom, bool (r, r): a node sees itself and its ancestors, the last `window` tokens if given.
+
+        Made where the model is: the mask would be the largest thing to move there.
+        """
+        place = torch.arange(len(row.tokens), device=self.model.device)
+        mask = (place <= place[:, None]) & (place[:, None] < self._move(subtree_ends(row)))
+        if window is not None:
+            depths = self._move(row.depths)
+            mask &= depths[:, None] - depths < window
+        return mask
 
     def _as_mask(self, visible: torch.Tensor) -> torch.Tensor:
         """(1, 1, r, r): true where visible for the fused kernel, added to the scores for plain attention."""

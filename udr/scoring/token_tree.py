@@ -12,12 +12,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from udr.types import IntArray
 
-__all__ = ["TokenRow", "ancestor_mask", "pack"]
+__all__ = ["TokenRow", "pack", "subtree_ends"]
 
 WORTH_SHARING = 4  # a full row takes in a request with so many times more shared tokens than new ones
 
@@ -101,20 +99,14 @@ def _build(
     return TokenRow(*(np.array(v, dtype=np.int64) for v in (tokens, parents, depths, nodes, targets, requests)))
 
 
-def ancestor_mask(row: TokenRow, window: int | None = None, device: torch.device | str = "cpu") -> Tensor:
-    """Who may attend to whom, bool (r, r): a node sees itself and its ancestors, the last `window` tokens if given.
+def subtree_ends(row: TokenRow) -> IntArray:
+    """One past the last descendant of each node, (r,).
 
-    Nodes stand depth first, so a subtree is one stretch of the row: j is above i where j <= i < the end of j's stretch.
+    Nodes stand depth first, so a subtree is one stretch of the row: j is i or above it exactly where j <= i < ends[j].
     """
-    ends = np.arange(1, len(row.tokens) + 1)
+    ends: IntArray = np.arange(1, len(row.tokens) + 1)
     for node in range(len(ends) - 1, 0, -1):
         parent = row.parents[node]
         if parent >= 0 and ends[parent] < ends[node]:
             ends[parent] = ends[node]
-    # compared where the model is: the mask itself would be the largest thing to move
-    place = torch.arange(len(ends), device=device)
-    mask = (place <= place[:, None]) & (place[:, None] < torch.from_numpy(ends).to(device, non_blocking=True))
-    if window is not None:
-        depths = torch.from_numpy(row.depths).to(device, non_blocking=True)
-        mask &= depths[:, None] - depths < window
-    return mask
+    return ends

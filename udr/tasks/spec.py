@@ -42,10 +42,6 @@ class Template(StrictConfig):
     def answer_prefix(self) -> str:
         return self.answer.split("%s")[0]
 
-    @property
-    def answer_suffix(self) -> str:
-        return self.answer.split("%s")[1]
-
 
 class Source(StrictConfig):
     """Where the rows come from: a hub data set with a pinned revision, or a BIG-bench task folder."""
