@@ -38,6 +38,7 @@ def test_an_lm_scores_and_answers_alike(
         build_causal_lm(str(tmp_path), dtype="float32", device=d, row_tokens=row_tokens) for d in ("cpu", "cuda")
     )
     assert fast.tree
+    assert fast.fingerprint == f"{plain.fingerprint}-cuda"
     assert fast.model.device.type == "cuda"
     contexts = [f"{a}\n{b}\tIt was" for a in TEXTS for b in TEXTS[:5]]
     continuations = [" great" if i % 2 else " not so bad" for i in range(len(contexts))]

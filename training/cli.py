@@ -55,7 +55,7 @@ def _run(config: Path, overrides: list[str] | None, *stages: str, number: int = 
 
     hush_transformers()
     settings = load_config(RunConfig, config, overrides or ())
-    with reporting(console) as report:
+    with reporting(console) as report, pipeline.alone_in(settings.out):
         run = pipeline.open_run(settings, report)
         result: Any = None
         if "evaluate" in stages:

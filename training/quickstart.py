@@ -11,7 +11,7 @@ from rich.markdown import Markdown
 
 from training.evaluate import evaluate, index
 from training.progress import reporting
-from training.run import mine_and_train, open_run
+from training.run import alone_in, mine_and_train, open_run
 from training.settings import RunConfig
 from udr.bigbench import convert_bigbench, fetch_bigbench
 from udr.config import load_config
@@ -54,7 +54,7 @@ def quickstart(out: Path, console: Console) -> None:
         convert_bigbench(fetch_bigbench(out / "download"), data, names)
     overrides = [f"out={out / 'run'}", f"data={data}", f"lm.name={lm}", f"encoder.name={minilm_folder()}"]
     config = load_config(RunConfig, settings, overrides)
-    with reporting(console) as report:
+    with reporting(console) as report, alone_in(config.out):
         run = open_run(config, report)
         say("mine, score and train")
         mine_and_train(run)

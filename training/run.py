@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -123,6 +123,27 @@ class Run:
     def begun(self) -> bool:
         """True when a stage has left a file: a run refused before that may be given any other settings."""
         return any(any(self.out.glob(f"{stage}/[!.]*")) for stage in ("round-*", "epr*", "retriever", "evaluation"))
+
+
+@contextmanager
+def alone_in(out: Path) -> Iterator[None]:
+    """Keep a second command out of a run folder: two would take away each other's half-written files.
+
+    Raises:
+        ConfigError: another process is at work there.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".lock").open("w") as file:  # the lock ends with the process, however it ends
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"{out}: another udr is at work there; wait for it, or give another out=FOLDER") from None
+        yield
 
 
 def open_run(config: RunConfig, report: Report = silent) -> Run:

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from training.evaluate import evaluate, index
 from training.progress import reporting
-from training.run import mine_and_train, open_run
+from training.run import alone_in, mine_and_train, open_run
 from training.settings import RunConfig
 from udr.config import load_config
 from udr.evaluation import EvaluationTable, build_table, read_answers
@@ -39,7 +39,7 @@ ABLATIONS = {
 
 def run_one(overrides: list[str], methods: tuple[str, ...] = (), tasks: tuple[str, ...] = ()) -> EvaluationTable:
     config = load_config(RunConfig, CONFIG, overrides)
-    with reporting(Console(stderr=True)) as report:
+    with reporting(Console(stderr=True)) as report, alone_in(config.out):
         run = open_run(config, report)
         mine_and_train(run)
         if config.train.multi_task:

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from workbench import Bench, Outcome
 
+from training.run import alone_in
+
 Command = Callable[..., Outcome]
 INPUT = "filler1 filler2 merry filler3"
 
@@ -337,3 +339,12 @@ def test_a_gguf_file_that_is_none_is_named(udr: Command, tmp_path: Path) -> None
     for name, content in {"short.gguf": b"GGUF", "other.gguf": b"no such file at all" * 99}.items():
         (tmp_path / name).write_bytes(content)
         assert f"{name}: cannot be converted" in udr("lm", "convert", tmp_path / name, tmp_path / "out").complaint
+
+
+def test_a_second_command_in_one_run_folder_is_refused_while_the_first_is_at_work(udr: Command, bench: Bench) -> None:
+    with alone_in(bench.out):
+        command = [sys.executable, "-m", "training.cli", "propose", str(bench.config)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert f"{bench.out}: another udr is at work there" in done.stderr
+    assert udr("propose", bench.config).code == 0

@@ -55,7 +55,8 @@ class CausalLM:
         self.generation_batch = generation_batch or GENERATION_BATCH[on_gpu]
         self.tokens_computed = 0
         dtype = str(model.dtype).removeprefix("torch.")
-        self._fingerprint = f"{fingerprint}-{dtype}"
+        # scores of two devices differ in the last bits: they do not mix in one list
+        self._fingerprint = f"{fingerprint}-{dtype}" + (f"-{model.device.type}" if model.device.type != "cpu" else "")
         self._own_attention: str = self._config._attn_implementation or "eager"
         self.tree = tree and self._tree_agrees()
 
