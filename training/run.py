@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -138,12 +139,15 @@ def alone_in(out: Path) -> Iterator[None]:
         yield
         return
     out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("w") as file:  # the lock ends with the process, however it ends
+    folder = os.open(out, os.O_RDONLY)  # the lock ends with the process, however it ends
+    try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(f"{out}: another udr is at work there; wait for it, or give another out=FOLDER") from None
         yield
+    finally:
+        os.close(folder)
 
 
 def open_run(config: RunConfig, report: Report = silent) -> Run:
