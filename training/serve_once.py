@@ -9,7 +9,7 @@ from typing import Any
 
 from training.run import build_lm
 from training.settings import LMSettings
-from udr.data import open_task
+from udr.data import FORMATS, SPEC_FORMATS, open_task
 from udr.encoder import load_encoder
 from udr.errors import ConfigError
 from udr.retriever import SPARES, Retriever, build_dense_ranker, load_retriever
@@ -21,7 +21,7 @@ __all__ = ["make_prompts", "open_retriever"]
 
 def open_retriever(folder: Path, task: str) -> Retriever:
     """A task the retriever holds, or any task file: its pool is encoded on the spot."""
-    if task.endswith((".jsonl", ".csv", ".parquet", ".yaml", ".yml")):
+    if task.endswith((*FORMATS, *SPEC_FORMATS)):
         data = open_task(task, hold_out=False)
         encoder = load_encoder(folder / "encoder")
         return Retriever(data.spec, data.train, build_dense_ranker(data.spec, data.train, encoder))
