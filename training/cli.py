@@ -167,7 +167,9 @@ def prompt(
     k: TopK = 8,
     selection: Selection = "top_k",
     order: Annotated[str, typer.Option(help="ascending, descending, random or interleaved.")] = "ascending",
-    answer: Annotated[bool, typer.Option("--answer", help="Let the LM answer too.")] = False,
+    answer: Annotated[
+        bool, typer.Option("--answer", help="The LM's answer too: a label where the task has labels, else text.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """The finished prompt for new inputs, within a token budget."""

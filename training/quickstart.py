@@ -16,6 +16,7 @@ from training.settings import RunConfig
 from udr.bigbench import convert_bigbench, fetch_bigbench
 from udr.config import load_config
 from udr.errors import MissingDependencyError
+from udr.evaluation import answer_prompts
 from udr.retriever import load_retriever
 from udr.scoring.gguf import assemble_package, convert_gguf
 
@@ -68,7 +69,7 @@ def quickstart(out: Path, console: Console) -> None:
     k, budget = config.evaluation.k, config.evaluation.budget
     (found,) = retriever.retrieve([query.query], k)
     prompt = retriever.prompt(query.query, found, run.lm, budget, k=k)
-    answer = run.lm.generate([prompt.text], retriever.spec.max_new_tokens)[0]
+    (answer,) = answer_prompts(retriever.spec, run.lm, [prompt.text], [query.query])
     console.print(prompt.text, highlight=False, markup=False, end="")
     console.print(f" [bold green]{answer}[/]  [dim](gold: {query.output})[/]")
     say(f"done: {out / 'run' / 'evaluation' / 'table.md'}, {retriever_folder}")

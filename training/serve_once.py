@@ -12,6 +12,7 @@ from training.settings import LMSettings
 from udr.data import FORMATS, SPEC_FORMATS, open_task
 from udr.encoder import load_encoder
 from udr.errors import ConfigError
+from udr.evaluation import answer_prompts
 from udr.retriever import SPARES, Retriever, build_dense_ranker, load_retriever
 from udr.selection import ORDERS
 from udr.types import Query
@@ -58,6 +59,6 @@ def make_prompts(
         prompt = retriever.prompt(query, found, model, budget, k=k, reserve=reserve, arrange=order)
         row = asdict(prompt) | {"input": query.input}
         if answer:
-            row["answer"] = model.generate([prompt.text], retriever.spec.max_new_tokens)[0]
+            (row["answer"],) = answer_prompts(retriever.spec, model, [prompt.text], [query])
         rows.append(row)
     return rows

@@ -24,6 +24,7 @@ __all__ = [
     "Answer",
     "EvaluationTable",
     "LanguageModel",
+    "answer_prompts",
     "answer_queries",
     "build_table",
     "read_answers",
@@ -70,21 +71,38 @@ def answer_queries(
     without demonstrations, and one that exceeds even the LM's context with its end cut off.
     """
     spec = retriever.spec
-    generation = spec.kind == "generation"
-    wanted = k_generation if generation else k
+    wanted = k_generation if spec.kind == "generation" else k
     found = retriever.retrieve([q.query for q in queries], SPARES * wanted, selection=selection)
     prompts = [
         _prompt(retriever, query, own, lm, budget, wanted, arrange) for query, own in zip(queries, found, strict=True)
     ]
     texts = [text for text, _, _ in prompts]
-    if generation:
-        predictions = _generate(lm, texts, spec.max_new_tokens, progress)
-    else:
-        predictions = _labels(spec, queries, choose_options(spec, lm, texts, [q.query for q in queries], progress))
+    predictions = answer_prompts(spec, lm, texts, [q.query for q in queries], progress)
     return [
         Answer(q.id, q.input, prediction, _references(q), ids, tokens)
         for q, prediction, (_, ids, tokens) in zip(queries, predictions, prompts, strict=True)
     ]
+
+
+def answer_prompts(
+    spec: TaskSpec,
+    lm: LanguageModel,
+    texts: Sequence[str],
+    queries: Sequence[Query],
+    progress: Progress | None = None,
+) -> list[str]:
+    """The LM's answer to each finished prompt: the label or choice it prefers, or greedy text up to a newline.
+
+    Queries of a multiple-choice task that bring no choices are answered with text too.
+    """
+    options = [spec.options(q.choices) for q in queries]
+    if not all(options):
+        return _generate(lm, texts, spec.max_new_tokens, progress)
+    chosen = choose_options(spec, lm, texts, queries, progress)
+    if spec.kind == "classification":
+        labels = list(spec.verbaliser)
+        return [labels[c] for c in chosen]
+    return [own[c] for own, c in zip(options, chosen, strict=True)]
 
 
 def _prompt(
@@ -129,13 +147,6 @@ def _cut(spec: TaskSpec, query: Query, tokenizer: Tokenizer, room: int) -> str:
         else:
             longest = kept - 1
     return render(spec, [], replace(query, input=query.input[:shortest]))
-
-
-def _labels(spec: TaskSpec, queries: Sequence[Demonstration], chosen: Sequence[int]) -> list[str]:
-    if spec.kind == "classification":
-        labels = list(spec.verbaliser)
-        return [labels[c] for c in chosen]
-    return [q.choices[c] for q, c in zip(queries, chosen, strict=True)]
 
 
 def _references(query: Demonstration) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from workbench import Bench, Outcome, mood_rows, write_table
 
 from udr.data import open_task
 from udr.retriever import load_retriever
+from udr.scoring.causal_lm import build_causal_lm
 from udr.tasks import known_tasks
 from udr.types import Query
 
@@ -120,6 +121,18 @@ def test_prompt_answers_when_asked_to_and_stands_in_the_order_asked_for(
     assert "answer" not in up
     text = udr("prompt", *words, "--order", "descending", "--answer").out
     assert text == f"{down['text']} {down['answer']}\n"
+
+
+def test_the_answer_to_a_task_with_labels_is_the_label_that_the_lm_prefers(
+    udr: Command, finished: Bench, lm_folder: Path
+) -> None:
+    words = ("--retriever", finished.retriever, "--task", "mood", "--lm", lm_folder, "--budget", 200, "--k", 2)
+    inputs = [f"{word} filler{i}" for i, word in enumerate(("merry", "sour", "glad"))]
+    rows = json.loads(udr("prompt", *words, "--json", "--answer", *inputs).out)
+    lm = build_causal_lm(str(lm_folder))
+    for row in rows:
+        nats, tokens = lm.loglikelihood([row["text"]] * 2, ["up", "down"])
+        assert row["answer"] == ("up", "down")[int((nats / tokens).argmax())]
 
 
 def test_the_stand_in_lm_counts_and_answers_too(udr: Command, finished: Bench) -> None:
