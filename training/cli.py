@@ -276,9 +276,22 @@ def main() -> None:
         if extra is None:
             raise
         sys.exit(_complain(str(MissingDependencyError(error.name or "", extra))))
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        sys.exit(
+            _complain("out of memory; make lm.row_tokens, train.batch or encoder.max_tokens smaller and run again")
+        )
     except OSError as error:  # a full disk, a forbidden folder: the user's to mend
         where = f"{error.filename}: " if error.filename else ""
         sys.exit(_complain(f"{where}{error.strerror or error}"))
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """True for what Python, a GPU, or torch's allocator on a CPU raises; told by name, as torch may not be loaded."""
+    return (
+        isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "can't allocate memory" in str(error)
+    )
 
 
 def _complain(message: str) -> int:

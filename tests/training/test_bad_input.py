@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from workbench import Bench, Outcome
 
 from training.run import alone_in
@@ -333,6 +334,14 @@ def test_a_package_that_is_not_installed_is_named_with_its_extra(
     monkeypatch.setitem(sys.modules, "transformers", None)
     done = udr("retrieve", "--retriever", finished.retriever, "--task", "mood", INPUT)
     assert done.complaint == "transformers is not installed; run: pip install 'udr[lm]'"
+
+
+@pytest.mark.parametrize("exhaust", [lambda: torch.empty(1 << 60), lambda: bytearray(1 << 60)], ids=["torch", "python"])
+def test_a_machine_without_enough_memory_is_told_what_to_make_smaller(
+    udr: Command, bench: Bench, monkeypatch: pytest.MonkeyPatch, exhaust: Callable[[], object]
+) -> None:
+    monkeypatch.setattr("training.run.propose", lambda run, number: exhaust())
+    assert udr("propose", bench.config).complaint.startswith("out of memory; make lm.row_tokens, train.batch or ")
 
 
 def test_a_gguf_file_that_is_none_is_named(udr: Command, tmp_path: Path) -> None:
