@@ -20,15 +20,18 @@ def rank_loss(sims: Tensor, ranks: Tensor, pair_weight: PairWeight = "lm_rank") 
     `predicted_position` is the authors' released code: weights |1/p_i − 1/p_j| with p the position by similarity,
     and the mean over the pairs that the LM prefers.
 
-    Shape: sims (b, l) any real dtype, ranks (b, l) with 1 = best; the result is a scalar.
+    Shape: sims (b, l) any real dtype, ranks (b, l) with 1 = best and 0 = no candidate (a list shorter than l); the
+    result is a scalar.
     """
-    better = ranks[:, :, None] < ranks[:, None, :]  # (b, i, j): the LM prefers i to j
+    real = ranks > 0
+    better = (ranks[:, :, None] < ranks[:, None, :]) & real[:, :, None]  # (b, i, j): the LM prefers i to j
     margin = F.softplus(sims[:, None, :] - sims[:, :, None])  # log(1 + exp(sim_j − sim_i))
     if pair_weight == "predicted_position":
-        position = sims.argsort(dim=1, descending=True).argsort(dim=1).to(sims.dtype) + 1
+        by_similarity = sims.masked_fill(~real, float("-inf")).argsort(dim=1, descending=True)
+        position = by_similarity.argsort(dim=1).to(sims.dtype) + 1
         weight = (1 / position[:, :, None] - 1 / position[:, None, :]).abs() * better
         return ((weight * margin).sum((1, 2)) / better.sum((1, 2)).clamp(min=1)).mean()
-    share = 1 / ranks.to(sims.dtype)
+    share = 1 / ranks.clamp(min=1).to(sims.dtype)
     weight = (share[:, :, None] - share[:, None, :]).clamp(min=0) * better
     return (weight * margin).sum((1, 2)).mean()
 
@@ -50,9 +53,10 @@ def udr_loss(
 ) -> Tensor:
     """`weight` · L_rank + (1 − weight) · L_ib (Li et al. 2023, arXiv 2305.04320, equation 7, weight 0.8).
 
-    Shape: sims (b, u), own (b, l) the columns of each query's own candidates, ranks (b, l), masked (b, u) bool.
+    Shape: sims (b, u), own (b, l) the columns of each query's own candidates, ranks (b, l) with 0 = no candidate
+    (any column stands there), masked (b, u) bool.
     """
-    best = own.gather(1, ranks.argmin(1, keepdim=True))[:, 0]
+    best = own.gather(1, (ranks == 1).int().argmax(1, keepdim=True))[:, 0]
     total = (1 - weight) * in_batch_loss(sims, best, masked)
     if weight:
         total = total + weight * rank_loss(sims.gather(1, own), ranks, pair_weight)

@@ -44,7 +44,7 @@ class Batch:
     queries: list[list[int]]  # b
     demonstrations: list[list[int]]  # u
     own: Tensor  # (b, l) columns of each query's candidates
-    ranks: Tensor  # (b, l) among those l, 1 = best
+    ranks: Tensor  # (b, l) among those l, 1 = best; 0 where a list is shorter
     masked: Tensor  # (b, u) false negatives
 
 
@@ -71,6 +71,10 @@ def draw_extremes(candidates: Sequence[Candidate], rng: np.random.Generator) -> 
     ranked = sorted(candidates, key=lambda c: c.rank or 0)
     edge = min(EXTREME, -(-len(ranked) // 10))
     return [ranked[int(rng.integers(edge))], ranked[len(ranked) - 1 - int(rng.integers(edge))]]
+
+
+def _padded(numbers: Sequence[int], width: int) -> list[int]:
+    return [*numbers, *[0] * (width - len(numbers))]
 
 
 class _Sampler:
@@ -106,13 +110,13 @@ class _Sampler:
         t = int(rng.choice(len(self.tasks), p=self.weights))
         by_id, lists = self.tasks[t].by_id, self.lists[t]
         chosen = [lists[i] for i in rng.permutation(len(lists))[: self.batch]]
-        size = min(self.list_size, *(len(one.candidates) for one in chosen)) if chosen[1:] else self.list_size
         drawn = [
             draw_extremes(one.candidates, rng)
             if self.objective == "epr"
-            else draw(one.candidates, size, self.list_sampling, rng)
+            else draw(one.candidates, self.list_size, self.list_sampling, rng)
             for one in chosen
         ]
+        width = max(map(len, drawn))
         columns = {i: n for n, i in enumerate(dict.fromkeys(c.demonstration_id for own in drawn for c in own))}
         golds = [by_id[one.query_id] for one in chosen]
         names = [(i, by_id[i].query.content_hash, by_id[i].content_hash) for i in columns]
@@ -121,8 +125,8 @@ class _Sampler:
         return Batch(
             queries=[self._token_ids(t, g, of_query=True) for g in golds],
             demonstrations=[self._token_ids(t, by_id[i], of_query=False) for i in columns],
-            own=torch.tensor([[columns[c.demonstration_id] for c in own] for own in drawn]),
-            ranks=torch.arange(1, len(drawn[0]) + 1).expand(len(drawn), -1),
+            own=torch.tensor([_padded([columns[c.demonstration_id] for c in own], width) for own in drawn]),
+            ranks=torch.tensor([_padded(range(1, len(own) + 1), width) for own in drawn]),
             masked=torch.tensor(masked),
         )
 

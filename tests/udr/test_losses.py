@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from udr.losses import epr_loss, in_batch_loss, rank_loss, udr_loss
+from udr.losses import PairWeight, epr_loss, in_batch_loss, rank_loss, udr_loss
 
 sizes = st.tuples(st.integers(1, 4), st.integers(1, 6), st.integers(0, 2**32 - 1))
 
@@ -79,6 +79,18 @@ def test_rank_loss_is_the_double_sum_averaged_over_the_batch(size: tuple[int, in
 def test_candidates_of_one_rank_are_not_compared() -> None:
     assert rank_loss(tensor([[5.0, -5.0]]), tensor([[1, 1]])).item() == 0
     assert rank_loss(tensor([[5.0, -5.0]]), tensor([[1, 1]]), "predicted_position").item() == 0
+
+
+@given(sizes, st.integers(0, 3), st.sampled_from(["lm_rank", "predicted_position"]))
+def test_places_without_a_candidate_change_nothing(size: tuple[int, int, int], empty: int, variant: PairWeight) -> None:
+    b, n, seed = size
+    rng = np.random.default_rng(seed)
+    sims, masked = tensor(rng.normal(size=(b, n + 2))), torch.tensor(rng.random((b, n + 2)) < 0.2)
+    own = torch.tensor(np.array([rng.permutation(n + 2)[:n] for _ in range(b)]))
+    ranks = torch.tensor(np.array([rng.permutation(n) + 1 for _ in range(b)]))
+    wider = [torch.cat([x, torch.zeros((b, empty), dtype=torch.long)], 1) for x in (own, ranks)]
+    found, expected = (udr_loss(sims, *x, masked, 0.8, variant) for x in (wider, (own, ranks)))
+    assert found.item() == pytest.approx(expected.item(), rel=1e-12)
 
 
 def test_rank_loss_stays_finite_for_large_similarities_and_pulls_the_better_one_up() -> None:

@@ -191,6 +191,16 @@ def test_lists_of_one_candidate_teach_nothing(make: Callable[..., BiEncoder], ra
     assert len(batch.queries) == 1
 
 
+def test_a_short_list_leaves_the_others_of_its_batch_as_long_as_they_are(
+    make: Callable[..., BiEncoder], ranked: RankedTask
+) -> None:
+    first, *others = ranked.lists[:6]
+    short = CandidateList("topics", first.query_id, first.candidates[:2])
+    batch = sampler(make(), [RankedTask(ranked.spec, ranked.by_id, [short, *others])])(0)
+    assert batch.own.shape == (6, 5)
+    assert sorted(batch.ranks.tolist()) == [[1, 2, 0, 0, 0], *[[1, 2, 3, 4, 5]] * 5]
+
+
 # a step
 
 
