@@ -55,7 +55,8 @@ def test_an_encoder_learns_alike(bert_folder: Path, sentiment: TaskSpec) -> None
     losses, vectors = [], []
     for device in ("cpu", "cuda"):
         encoder = build_encoder(str(bert_folder), device=device, dropout=0.0)
-        losses.append(fit(encoder, [ranked], steps=20, batch=8, list_size=4, temperature=0.1, warmup=2, lr=1e-3))
+        steps = fit(encoder, [ranked], steps=20, batch=8, list_size=4, temperature=0.1, warmup=2, lr=1e-3)
+        losses.append([step.loss for step in steps])
         assert encoder.device.type == device
         vectors.append(encoder.encode_demonstrations(pool))
     np.testing.assert_allclose(losses[1], losses[0], rtol=0.02)

@@ -12,6 +12,7 @@ import numpy as np
 from udr.artifacts import write_atomically
 from udr.errors import MissingDependencyError
 from udr.evaluation import EvaluationTable
+from udr.train import Step
 
 __all__ = ["plot_losses", "plot_table"]
 
@@ -50,17 +51,25 @@ def plot_table(table: EvaluationTable, path: Path) -> None:
     _save(figure, path)
 
 
-def plot_losses(losses: Sequence[float], path: Path) -> None:
-    """The loss of each step and its running mean."""
+def plot_losses(steps: Sequence[Step], path: Path) -> None:
+    """The running mean loss of all steps, and of each task's own."""
     plt = _pyplot()
-    window = max(1, len(losses) // 20)
-    smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
-    figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
-    axes.plot(losses, linewidth=0.5, alpha=0.4, label="step")
-    axes.plot(np.arange(len(smooth)) + window - 1, smooth, label=f"mean of {window}")
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+
+    def draw(at: np.ndarray, losses: np.ndarray, label: str, **style: Any) -> None:
+        window = max(1, len(losses) // 10)
+        smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
+        axes.plot(at[window - 1 :], smooth, label=label, **style)
+
+    tasks, losses = np.array([step.task for step in steps]), np.array([step.loss for step in steps])
+    names = dict.fromkeys(tasks.tolist())
+    for name in names if len(names) > 1 else ():
+        own = np.flatnonzero(tasks == name)
+        draw(own, losses[own], name, linewidth=0.9)
+    draw(np.arange(len(losses)), losses, "all steps", color="black", linewidth=2)
     axes.set_xlabel("step")
-    axes.set_ylabel("loss")
-    axes.legend()
+    axes.set_ylabel("loss, mean of a tenth")
+    figure.legend(loc="outside right upper", fontsize="small")
     _save(figure, path)
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
 from training.run import Report
+from udr.errors import UDRWarning
 from udr.types import Progress
 
 __all__ = ["hush_transformers", "reporting"]
@@ -32,7 +35,23 @@ def hush_transformers() -> None:
 
 @contextmanager
 def reporting(console: Console) -> Iterator[Report]:
-    """Give a function that starts a bar for each title."""
+    """Give a function that starts a bar for each title; warnings of this project are lines of their own."""
+    with warnings.catch_warnings():
+        before = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+            if issubclass(category, UDRWarning):
+                console.print(f"warning: {message}", style="yellow", highlight=False, markup=False)
+            else:
+                before(message, category, *rest, **more)
+
+        warnings.showwarning = show
+        with _bars(console) as report:
+            yield report
+
+
+@contextmanager
+def _bars(console: Console) -> Iterator[Report]:
     if not console.is_terminal:
         yield lambda title: _lines(console, title)
         return

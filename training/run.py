@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
+from warnings import warn
 
 from training.plots import plot_losses
 from training.settings import LMSettings, RunConfig
@@ -31,11 +32,11 @@ from udr.candidates import read_candidates, union, write_candidates
 from udr.config import load_config
 from udr.data import TaskData, open_task
 from udr.encoder import BiEncoder, build_encoder, load_encoder
-from udr.errors import ArtifactError, ConfigError, FingerprintMismatch, MissingDependencyError
+from udr.errors import ArtifactError, ConfigError, FingerprintMismatch, MissingDependencyError, UDRWarning
 from udr.evaluation import LanguageModel
 from udr.mining import choose_queries, drop_long, propose_bm25, propose_dense, sample, score_lists
 from udr.scoring.cache import CachedScorer, ScoreCache
-from udr.train import Objective, RankedTask, fit
+from udr.train import Objective, RankedTask, fit, forgotten
 from udr.types import CandidateList, Progress
 
 __all__ = ["Run", "build_lm", "mine_and_train", "open_run", "propose", "score", "train"]
@@ -283,7 +284,7 @@ def fit_and_save(
         settings.pop(key)
     lists = sum(len(t.lists) for t in tasks)
     checkpoint = checkpoint_of(folder)
-    losses = fit(
+    taken = fit(
         encoder,
         tasks,
         steps=max(1, round(epochs * lists / settings["batch"])),
@@ -296,9 +297,16 @@ def fit_and_save(
     building = folder.with_name(f".{folder.name}.building")
     shutil.rmtree(building, ignore_errors=True)
     encoder.save(building)
-    write_atomically(building / "losses.json", json.dumps(losses).encode())
+    write_atomically(building / "losses.json", json.dumps([step._asdict() for step in taken]).encode())
     with suppress(MissingDependencyError):  # the picture is worth no extra
-        plot_losses(losses, building / "losses.png")
+        plot_losses(taken, building / "losses.png")
+    for task, (best, last) in forgotten(taken).items():
+        warn(
+            f"{title}: {task} was learnt and lost again (its loss was {best:.2f} and ended at {last:.2f}); "
+            "give another out=FOLDER a lower train.lr, a longer train.warmup or a larger train.batch",
+            UDRWarning,
+            stacklevel=2,
+        )
     try:
         shutil.rmtree(folder, ignore_errors=True)
         building.rename(folder)

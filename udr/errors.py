@@ -12,6 +12,8 @@
     ├── IndexNotReady            a search before anything was indexed
     ├── PromptTooLong            text that cannot fit the token budget or the LM's context
     └── ScorerUnavailable        the language model cannot be loaded or reached
+
+    UDRWarning                   the work goes on, and its result may not be what was hoped for
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ __all__ = [
     "PromptTooLong",
     "ScorerUnavailable",
     "UDRError",
+    "UDRWarning",
     "UnknownNameError",
 ]
 
@@ -82,3 +85,7 @@ class PromptTooLong(UDRError):
 
 class ScorerUnavailable(UDRError):
     """The language model cannot be loaded or reached."""
+
+
+class UDRWarning(UserWarning):
+    """The work goes on, and its result may not be what was hoped for; one line, as of an error."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from udr.prompt import for_encoder
 from udr.tasks.spec import TaskSpec
 from udr.types import Candidate, CandidateList, Demonstration, Progress
 
-__all__ = ["RankedTask", "fit"]
+__all__ = ["RankedTask", "Step", "fit", "forgotten"]
 
 ListSampling = Literal["uniform", "stratified"]
 Objective = Literal["udr", "epr"]
@@ -35,6 +35,33 @@ class RankedTask:
     spec: TaskSpec
     by_id: Mapping[str, Demonstration]
     lists: Sequence[CandidateList]
+
+
+class Step(NamedTuple):
+    """One step of training: whose batch it was, and its loss before the step."""
+
+    task: str
+    loss: float
+
+
+def forgotten(
+    steps: Sequence[Step], parts: int = 6, fewest: int = 10, rise: float = 1.2
+) -> dict[str, tuple[float, float]]:
+    """Tasks that training has learnt and lost again: (best, last) mean loss of a task's steps in `parts` equal parts.
+
+    A task is lost when its last mean is `rise` times the best one, of at least `fewest` steps each. So looks a
+    representation that has collapsed under the steps of other tasks; the mean loss of all tasks does not show it.
+    """
+    own: dict[str, list[float]] = {}
+    for step in steps:
+        own.setdefault(step.task, []).append(step.loss)
+    lost = {}
+    for task, losses in own.items():
+        if len(losses) >= parts * fewest:
+            means = [float(part.mean()) for part in np.array_split(np.array(losses), parts)]
+            if means[-1] > rise * min(means):
+                lost[task] = (min(means), means[-1])
+    return lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +132,16 @@ class _Sampler:
         self.weights = weights / weights.sum()
         self._ids: dict[tuple[int, bool, str], list[int]] = {}
 
-    def __call__(self, step: int) -> Batch:
+    def _draw_task(self, step: int) -> tuple[int, np.random.Generator]:
         rng = np.random.default_rng([self.seed, step])
-        t = int(rng.choice(len(self.tasks), p=self.weights))
+        return int(rng.choice(len(self.tasks), p=self.weights)), rng
+
+    def task_of(self, step: int) -> str:
+        """Whose batch a step takes."""
+        return self.tasks[self._draw_task(step)[0]].spec.name
+
+    def __call__(self, step: int) -> Batch:
+        t, rng = self._draw_task(step)
         by_id, lists = self.tasks[t].by_id, self.lists[t]
         chosen = [lists[i] for i in rng.permutation(len(lists))[: self.batch]]
         drawn = [
@@ -163,8 +197,8 @@ def fit(
     checkpoint: Path | None = None,
     checkpoint_every: int = 100,
     progress: Progress | None = None,
-) -> list[float]:
-    """Train `encoder` in place; return the loss of each step, those before a checkpoint included.
+) -> list[Step]:
+    """Train `encoder` in place; return what each step was, those before a checkpoint included.
 
     A step is one task's batch of `batch` queries with `list_size` candidates each, ranked among themselves. AdamW with
     linear warm-up over `warmup` steps (at most a tenth of all) and linear decay. `objective: epr` is the baseline:
@@ -211,7 +245,7 @@ def fit(
             progress(step + 1, steps)
     encoder.eval()
     encoder.refresh_fingerprint()
-    return losses
+    return [Step(sampler.task_of(step), loss) for step, loss in enumerate(losses)]
 
 
 def _loss(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import warnings
 
 import pytest
 from rich.console import Console
 
 import training.progress
 from training.progress import reporting
+from udr.errors import UDRWarning
 
 
 def lines(monkeypatch: pytest.MonkeyPatch, calls: list[tuple[float, int, int]]) -> list[str]:
@@ -42,3 +44,14 @@ def test_the_clock_starts_with_the_work(monkeypatch: pytest.MonkeyPatch) -> None
         "scores: 1/2, 20 s, ETA 20 s",
         "scores: 2/2, 40 s, ETA 0 s",
     ]
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_warning_of_this_project_is_one_line_and_others_are_left_to_python() -> None:
+    console = Console(file=io.StringIO(), width=200)
+    with reporting(console):
+        warnings.warn("[a] task was lost", UDRWarning, stacklevel=1)
+        with pytest.warns(DeprecationWarning, match="of another"):
+            warnings.warn("of another", DeprecationWarning, stacklevel=1)
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue() == "warning: [a] task was lost\n"

@@ -16,10 +16,10 @@ from training.evaluate import evaluate, index, train_epr
 from training.run import encoder_folder, mine_and_train, open_run, propose, score, train
 from udr.candidates import read_candidates
 from udr.encoder import load_encoder
-from udr.errors import ArtifactError, ConfigError, FingerprintMismatch
+from udr.errors import ArtifactError, ConfigError, FingerprintMismatch, UDRWarning
 from udr.fakes import FakeLM
 from udr.mining import propose_bm25, propose_dense
-from udr.train import RankedTask
+from udr.train import RankedTask, Step
 
 METHODS = ("zero_shot", "random", "bm25", "encoder", "epr", "udr")
 
@@ -118,6 +118,18 @@ def test_balanced_mining_shows_the_lm_labels_evenly_and_queries_as_the_metric_co
         assert sum(by_id[c.demonstration_id].output == "up" for c in one.candidates) == 3  # of 6
 
 
+def test_a_task_lost_in_training_is_told_and_each_step_is_kept(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = open_run(bench.settings("train.epochs=1"))
+    monkeypatch.setattr(training.run, "forgotten", lambda steps: {"mood": (1.0, 2.0)})
+    propose(run, 0)
+    score(run, 0)
+    with pytest.warns(UDRWarning, match=r"^round 0: training: mood was learnt and lost again .* was 1.00 .* at 2.00\)"):
+        train(run, 0)
+    steps = json.loads((run.round_folder(0) / "encoder" / "losses.json").read_text())
+    assert {step["task"] for step in steps} == set(run.tasks)
+    assert all(step["loss"] > 0 for step in steps)
+
+
 def test_epr_learns_from_the_lexical_lists_and_only_when_told_from_the_mined_ones(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,7 +138,7 @@ def test_epr_learns_from_the_lexical_lists_and_only_when_told_from_the_mined_one
     seen: list[tuple[RankedTask, int]] = []
     fit = training.run.fit
 
-    def spy(encoder: Any, tasks: list[RankedTask], steps: int, **settings: Any) -> list[float]:
+    def spy(encoder: Any, tasks: list[RankedTask], steps: int, **settings: Any) -> list[Step]:
         seen.extend((task, steps) for task in tasks)
         return fit(encoder, tasks, steps=1, **settings)
 

@@ -24,7 +24,7 @@ from udr.mining import propose_bm25, propose_dense, score_lists
 from udr.prompt import for_encoder
 from udr.retriever import BM25Ranker, Ranker, build_dense_ranker
 from udr.tasks.spec import TaskSpec, Template
-from udr.train import RankedTask, _Sampler, draw, draw_extremes, fit
+from udr.train import RankedTask, Step, _Sampler, draw, draw_extremes, fit, forgotten
 from udr.types import Candidate, CandidateList, Demonstration
 
 TOPICS = {topic: [f"{topic}{i}" for i in range(14)] for topic in ("sport", "money", "space")}
@@ -212,8 +212,31 @@ def test_the_loss_of_a_step_is_that_of_the_formula(make: Callable[..., BiEncoder
         demonstrations = encoder.embed(batch.demonstrations, encoder.demonstration_tower).double()
     sims = queries @ demonstrations.T / 0.05
     expected = udr_loss(sims, batch.own, batch.ranks, batch.masked, 0.8).item()
-    (loss,) = fit(encoder, [ranked], steps=1, batch=6, list_size=5, temperature=0.05, seed=3)
+    ((task, loss),) = fit(encoder, [ranked], steps=1, batch=6, list_size=5, temperature=0.05, seed=3)
+    assert task == ranked.spec.name
     assert loss == pytest.approx(expected, rel=1e-4)
+
+
+def test_each_step_names_the_task_whose_batch_it_took(make: Callable[..., BiEncoder], ranked: RankedTask) -> None:
+    """The other task's queries are one list over and over, which its batches show."""
+    other = RankedTask(TaskSpec(**{**ranked.spec.model_dump(), "name": "other"}), ranked.by_id, ranked.lists[:1])
+    encoder = make()
+    draws = sampler(encoder, [ranked, other], batch=3, seed=0)
+    steps = fit(encoder, [ranked, other], steps=60, batch=3, list_size=2, lr=1e-5)
+    assert [step.task == "other" for step in steps] == [len(draws(i).queries) == 1 for i in range(60)]
+    assert 0 < sum(step.task == "other" for step in steps) < 60
+
+
+def test_a_task_that_is_learnt_and_lost_again_is_found() -> None:
+    learnt, lost, short = np.linspace(2, 1, 60), [*np.linspace(2, 1.2, 30), *np.linspace(2.1, 1.8, 30)], [1.0, 9.0]
+    steps = [Step(name, loss) for name, own in (("a", learnt), ("b", lost), ("c", short)) for loss in own]
+    np.random.default_rng(0).shuffle(order := np.arange(60))  # noise about a level is no loss
+    steps += [Step("d", 1.5 + 0.3 * (i % 2)) for i in order]
+    found = forgotten(steps)
+    assert list(found) == ["b"]
+    best, last = found["b"]
+    assert best == pytest.approx(np.mean(lost[20:30]))
+    assert last == pytest.approx(np.mean(lost[50:]))
 
 
 def test_the_rate_rises_over_a_tenth_of_the_steps_and_falls_to_the_end(
@@ -282,7 +305,7 @@ def test_a_killed_run_ends_with_the_very_weights_of_one_that_was_not(
 ) -> None:
     def train(
         checkpoint: Path | None, progress: Callable[[int, int], None] | None = None
-    ) -> tuple[BiEncoder, list[float]]:
+    ) -> tuple[BiEncoder, list[Step]]:
         encoder = make(shared=shared)  # with dropout, as it stands
         assert any(m.p for m in encoder.modules() if isinstance(m, torch.nn.Dropout))
         losses = fit(
@@ -376,7 +399,7 @@ def test_training_on_the_lms_feedback_beats_the_untrained_encoder_and_bm25(
     encoder = make(shared=False, dropout=0.0)
     untrained = same_label(build_dense_ranker(topics, pool, encoder), pool, queries)
     lexical = same_label(BM25Ranker(pool), pool, queries)
-    losses = fit(encoder, [ranked], steps=200, **SETTINGS)
+    losses = [step.loss for step in fit(encoder, [ranked], steps=200, **SETTINGS)]
     assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:10])
     first = same_label(build_dense_ranker(topics, pool, encoder), pool, queries)
     assert first > untrained + 0.35
