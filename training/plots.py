@@ -62,10 +62,11 @@ def plot_losses(steps: Sequence[Step], path: Path) -> None:
         axes.plot(at[window - 1 :], smooth, label=label, **style)
 
     tasks, losses = np.array([step.task for step in steps]), np.array([step.loss for step in steps])
-    names = dict.fromkeys(tasks.tolist())
-    for name in names if len(names) > 1 else ():
+    names = sorted(set(tasks.tolist()))
+    for i, name in enumerate(names if len(names) > 1 else ()):
         own = np.flatnonzero(tasks == name)
-        draw(own, losses[own], name, linewidth=0.9)
+        style = ("-", "--", ":")[i // 20 % 3]  # twenty colours can be told apart
+        draw(own, losses[own], name, linewidth=0.9, color=plt.get_cmap("tab20")(i % 20), linestyle=style)
     draw(np.arange(len(losses)), losses, "all steps", color="black", linewidth=2)
     axes.set_xlabel("step")
     axes.set_ylabel("loss, mean of a tenth")
