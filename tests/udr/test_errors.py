@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 
 import udr.errors
-from udr.errors import MissingDependencyError, UDRError, UnknownNameError
+from udr.errors import MissingDependencyError, UDRError, UDRWarning, UnknownNameError
 
 
 def test_the_docstring_names_exactly_the_errors_there_are() -> None:
     named = re.findall(r"[├└]── (\w+)", udr.errors.__doc__ or "")
-    assert sorted([*named, "UDRError"]) == sorted(udr.errors.__all__)
-    for name in udr.errors.__all__:
+    assert sorted([*named, "UDRError", "UDRWarning"]) == sorted(udr.errors.__all__)
+    for name in [*named, "UDRError"]:
         assert issubclass(getattr(udr.errors, name), UDRError)
+    assert issubclass(UDRWarning, UserWarning)
 
 
 def test_an_unknown_name_lists_the_near_ones() -> None:
