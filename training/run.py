@@ -300,6 +300,12 @@ def fit_and_save(
     write_atomically(building / "losses.json", json.dumps([step._asdict() for step in taken]).encode())
     with suppress(MissingDependencyError):  # the picture is worth no extra
         plot_losses(taken, building / "losses.png")
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        building.rename(folder)
+    except OSError as error:
+        raise ArtifactError(f"{folder}: cannot be written ({error.strerror})") from None
+    checkpoint.unlink(missing_ok=True)
     for task, (best, last) in forgotten(taken).items():
         warn(
             f"{title}: {task} was learnt and lost again (its loss was {best:.2f} and ended at {last:.2f}); "
@@ -307,12 +313,6 @@ def fit_and_save(
             UDRWarning,
             stacklevel=2,
         )
-    try:
-        shutil.rmtree(folder, ignore_errors=True)
-        building.rename(folder)
-    except OSError as error:
-        raise ArtifactError(f"{folder}: cannot be written ({error.strerror})") from None
-    checkpoint.unlink(missing_ok=True)
 
 
 def is_trained(folder: Path) -> bool:

@@ -130,6 +130,19 @@ def test_a_task_lost_in_training_is_told_and_each_step_is_kept(bench: Bench, mon
     assert all(step["loss"] > 0 for step in steps)
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_warning_that_is_made_an_error_does_not_cost_the_encoder(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = open_run(bench.settings("train.epochs=1"))
+    monkeypatch.setattr(training.run, "forgotten", lambda steps: {"mood": (1.0, 2.0)})
+    propose(run, 0)
+    score(run, 0)
+    with pytest.raises(UDRWarning):
+        train(run, 0)
+    assert (run.round_folder(0) / "encoder" / "encoder.json").is_file()
+
+
 def test_epr_learns_from_the_lexical_lists_and_only_when_told_from_the_mined_ones(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
