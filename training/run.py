@@ -282,6 +282,8 @@ def fit_and_save(
     settings = run.config.train.model_dump()
     for key in ("epochs", "round_epochs", "multi_task"):
         settings.pop(key)
+    if objective == "epr":
+        settings["false_negatives"] = "text"  # as published
     lists = sum(len(t.lists) for t in tasks)
     checkpoint = checkpoint_of(folder)
     taken = fit(

@@ -65,6 +65,9 @@ class TrainSettings(StrictConfig):
     list_sampling: Literal["uniform", "stratified"] = "uniform"  # stratified: always one of the best 5 and worst 5
     rank_weight: float = Field(default=0.8, ge=0, le=1)  # of L_rank; the rest is L_ib; 0: no rank loss
     pair_weight: Literal["lm_rank", "predicted_position"] = "lm_rank"  # the second: the released code's variant
+    # left out of L_ib. text: the query and its equals, as published; output: also candidates that give the output of
+    # the query or of its best candidate, for they are right for the same reason (with few labels: much of a batch)
+    false_negatives: Literal["text", "output"] = "text"
     temperature: float = Field(default=0.05, gt=0)  # similarities are divided by it
     lr: float = Field(default=1e-4, gt=0)  # of AdamW, at its height
     warmup: int = Field(default=500, ge=0)  # steps of linear rise, at most a tenth of all; linear fall after them

@@ -25,6 +25,7 @@ __all__ = ["RankedTask", "Step", "fit", "forgotten"]
 
 ListSampling = Literal["uniform", "stratified"]
 Objective = Literal["udr", "epr"]
+FalseNegatives = Literal["text", "output"]
 EXTREME = 5  # "top" and "bottom" of a list: its 5 best and its 5 worst
 
 
@@ -116,6 +117,7 @@ class _Sampler:
         list_size: int,
         list_sampling: ListSampling,
         objective: Objective,
+        false_negatives: FalseNegatives,
         seed: int,
     ) -> None:
         self.encoder = encoder
@@ -123,6 +125,7 @@ class _Sampler:
         self.list_size = list_size
         self.list_sampling = list_sampling
         self.objective = objective
+        self.false_negatives = false_negatives
         self.seed = seed
         self.tasks = [t for t in tasks if any(len(one.candidates) > 1 for one in t.lists)]
         if not self.tasks:
@@ -156,6 +159,11 @@ class _Sampler:
         names = [(i, by_id[i].query.content_hash, by_id[i].content_hash) for i in columns]
         own_names = [(g.id, g.query.content_hash, g.content_hash) for g in golds]
         masked = [[i == j or x == y or z == w for i, x, z in names] for j, y, w in own_names]
+        if self.false_negatives == "output":
+            outputs = [by_id[i].output for i in columns]
+            for hidden, gold, own in zip(masked, golds, drawn, strict=True):
+                right = {gold.output, by_id[own[0].demonstration_id].output}
+                hidden[:] = [h or output in right for h, output in zip(hidden, outputs, strict=True)]
         return Batch(
             queries=[self._token_ids(t, g, of_query=True) for g in golds],
             demonstrations=[self._token_ids(t, by_id[i], of_query=False) for i in columns],
@@ -186,6 +194,7 @@ def fit(
     list_size: int = 8,
     list_sampling: ListSampling = "uniform",
     objective: Objective = "udr",
+    false_negatives: FalseNegatives = "text",
     rank_weight: float = 0.8,
     pair_weight: PairWeight = "lm_rank",
     temperature: float = 1.0,
@@ -203,6 +212,8 @@ def fit(
     A step is one task's batch of `batch` queries with `list_size` candidates each, ranked among themselves. AdamW with
     linear warm-up over `warmup` steps (at most a tenth of all) and linear decay. `objective: epr` is the baseline:
     one positive of the top and one hard negative of the bottom of each list (Rubin et al. 2022, arXiv 2112.08633).
+    `false_negatives` are left out of L_ib: `text` means the query and its equals, `output` also candidates that give
+    the output of the query or of its best candidate, for they help for the same reason.
 
     Raises:
         DataError: no list holds two scored candidates.
@@ -215,6 +226,7 @@ def fit(
         list_size=list_size,
         list_sampling=list_sampling,
         objective=objective,
+        false_negatives=false_negatives,
         seed=seed,
     )
     for tower in (encoder.query_tower, encoder.demonstration_tower):

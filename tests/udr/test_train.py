@@ -118,13 +118,15 @@ def test_epr_never_takes_a_positive_that_is_no_better_than_its_negative(size: in
 
 
 def sampler(encoder: BiEncoder, tasks: list[RankedTask], **settings: object) -> _Sampler:
-    chosen = {"batch": 6, "list_size": 5, "list_sampling": "uniform", "objective": "udr", "seed": 3, **settings}
+    defaults = {"list_sampling": "uniform", "objective": "udr", "false_negatives": "text"}
+    chosen = {"batch": 6, "list_size": 5, "seed": 3, **defaults, **settings}
     return _Sampler(encoder, tasks, **chosen)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("false_negatives", ["text", "output"])
 @pytest.mark.parametrize("objective", ["udr", "epr"])
 def test_a_batch_holds_each_demonstration_once_and_ranks_and_masks_as_said(
-    make: Callable[..., BiEncoder], ranked: RankedTask, objective: str
+    make: Callable[..., BiEncoder], ranked: RankedTask, objective: str, false_negatives: str
 ) -> None:
     encoder = make()
     texts = {tuple(encoder.query_ids([d.query], "Topic:")[0]): d for d in ranked.by_id.values()}
@@ -133,7 +135,7 @@ def test_a_batch_holds_each_demonstration_once_and_ranks_and_masks_as_said(
     names = {tuple(ids): d.id for ids, d in zip(encoder.demonstration_ids(pool, "Topic:"), pool, strict=True)}
     assert len(names) == len(pool)
     for step in range(5):
-        batch = sampler(encoder, [ranked], objective=objective)(step)
+        batch = sampler(encoder, [ranked], objective=objective, false_negatives=false_negatives)(step)
         columns = [names[tuple(ids)] for ids in batch.demonstrations]
         queries = [texts[tuple(ids)] for ids in batch.queries]
         assert len(set(columns)) == len(columns)
@@ -147,7 +149,10 @@ def test_a_batch_holds_each_demonstration_once_and_ranks_and_masks_as_said(
                 assert drawn[0] <= 5
                 assert drawn[1] > 15
             demonstrations = [ranked.by_id[name] for name in columns]
-            assert masked.tolist() == [d.id == query.id or d.input == query.input for d in demonstrations]
+            right = {query.output, demonstrations[own[0]].output} if false_negatives == "output" else set()
+            assert masked.tolist() == [
+                d.id == query.id or d.input == query.input or d.output in right for d in demonstrations
+            ]
 
 
 def test_false_negatives_of_other_queries_are_masked(make: Callable[..., BiEncoder], topics: TaskSpec) -> None:
