@@ -64,7 +64,8 @@ def train_epr(run: Run, name: str, mined: bool = False) -> BiEncoder:
 
     Source: Rubin et al. 2022, arXiv 2112.08633. It learns from the LM's scores of the lexical proposals, as published,
     and visits as many lists of its task as the unified retriever did in all rounds. `mined` lends it the lists of the
-    later rounds too, which the unified retriever proposed: what is left between the two is loss and multi-tasking.
+    later rounds too, which the unified retriever proposed: what is left between the two is the loss, with what counts
+    as a negative there, and multi-tasking.
     """
     folder = trained_folder(run, "epr_mined" if mined else "epr", name)
     if not is_trained(folder):

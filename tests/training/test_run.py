@@ -146,13 +146,16 @@ def test_a_warning_that_is_made_an_error_does_not_cost_the_encoder(
 def test_epr_learns_from_the_lexical_lists_and_only_when_told_from_the_mined_ones(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = open_run(bench.settings("train.epochs=1", "train.round_epochs=3", "train.batch=4"))
+    run = open_run(
+        bench.settings("train.epochs=1", "train.round_epochs=3", "train.batch=4", "train.false_negatives=output")
+    )
     mine_and_train(run)
     seen: list[tuple[RankedTask, int]] = []
     fit = training.run.fit
 
     def spy(encoder: Any, tasks: list[RankedTask], steps: int, **settings: Any) -> list[Step]:
         seen.extend((task, steps) for task in tasks)
+        assert settings["false_negatives"] == "text"  # as published, whatever the unified retriever is told
         return fit(encoder, tasks, steps=1, **settings)
 
     monkeypatch.setattr(training.run, "fit", spy)
