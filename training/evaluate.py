@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import shutil
@@ -33,6 +34,7 @@ from udr.types import Demonstration
 __all__ = ["evaluate", "evaluated_tasks", "index", "train_epr"]
 
 EPR = ("epr", "epr_mined")  # one encoder a task
+LONGEST_NAMES = 120  # characters in a file's name; file systems take 255 bytes
 
 
 def index(run: Run) -> Path:
@@ -140,7 +142,8 @@ def evaluated_tasks(run: Run, methods: Sequence[str] = (), tasks: Sequence[str] 
 def evaluate(run: Run, methods: Sequence[str] = (), tasks: Sequence[str] = ()) -> EvaluationTable:
     """Answer test queries with every method; write answers, table.json, table.md and plots; return the table.
 
-    Answers that stand already are not asked again; they are kept per method, task and settings.
+    Answers that stand already are not asked again; they are kept per method, task and settings. The table of other
+    tasks than those of the run stands beside its own, under their names.
     """
     settings = run.config.evaluation
     methods = tuple(methods or settings.methods)
@@ -151,7 +154,6 @@ def evaluate(run: Run, methods: Sequence[str] = (), tasks: Sequence[str] = ()) -
         for method in methods:
             answers[method][data.spec.name] = _answers(run, method, data)
     table = build_table([d.spec for d in datas], answers, seed=run.config.seed, draws=settings.draws)
-    folder = run.out / "evaluation"
     facts = {
         "seed": run.config.seed,
         "queries": settings.queries,
@@ -161,21 +163,28 @@ def evaluate(run: Run, methods: Sequence[str] = (), tasks: Sequence[str] = ()) -
         "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
         "models": read_json(run.out / "run.json"),
     }
-    _write_table(folder, table, facts)
+    _write_table(table_path(run, table.tasks), table, facts)
     return table
 
 
-def _write_table(folder: Path, table: EvaluationTable, facts: dict[str, Any]) -> None:
-    """Write the table's three files, table.json last; leave them as they are if they say all this already."""
-    path = folder / "table.json"
+def table_path(run: Run, tasks: Sequence[str]) -> Path:
+    """Where the table of these tasks lies, as JSON; .md and .png stand beside it."""
+    names = "" if set(tasks) == set(run.tasks) else "-" + "-".join(tasks)
+    if len(names) > LONGEST_NAMES:
+        names = f"-{len(tasks)}-tasks-{hashlib.blake2b(names.encode(), digest_size=4).hexdigest()}"
+    return run.out / "evaluation" / f"table{names}.json"
+
+
+def _write_table(path: Path, table: EvaluationTable, facts: dict[str, Any]) -> None:
+    """Write the table's three files, the JSON last; leave them as they are if they say all this already."""
     content = json.loads(json.dumps({**table.as_json(), "facts": facts}))
     if path.is_file():
         before = read_json(path)
         took = before.get("facts", {}).get("seconds")  # not the time of looking at answers that stand already
         if before == {**content, "facts": {**facts, "seconds": took}}:
             return
-    write_atomically(folder / "table.md", (table.markdown() + "\n").encode())
-    plot_table(table, folder / "table.png")
+    write_atomically(path.with_suffix(".md"), (table.markdown() + "\n").encode())
+    plot_table(table, path.with_suffix(".png"))
     write_json(path, content)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from workbench import Bench, Outcome, mood_rows, paint_rows, write_table
 
-from training.evaluate import evaluate, evaluation_queries, index
+from training.evaluate import evaluate, evaluation_queries, index, table_path
 from training.run import open_run
 from udr.config import load_config
 from udr.data import open_task
@@ -85,6 +85,16 @@ def test_the_table_is_the_metric_over_the_answers_and_stands_in_three_files(fini
     assert (folder / "table.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_table_of_many_tasks_has_a_name_that_a_file_may_have(finished: Bench) -> None:
+    run = open_run(finished.settings())
+    names = [f"task-number-{i}" for i in range(40)]
+    path = table_path(run, names)
+    assert len(path.name) < 200
+    assert path.name.startswith("table-40-tasks-")
+    assert path != table_path(run, [*names[1:], "another"])
+    assert table_path(run, list(reversed(list(run.tasks)))).name == "table.json"
+
+
 def test_answers_that_stand_are_not_asked_again(copy: Bench, asked: list[str]) -> None:
     table = evaluate(open_run(copy.settings()))
     assert asked == []
@@ -134,9 +144,14 @@ def test_a_table_never_seen_is_evaluated_with_the_methods_that_need_no_training_
     rows = [json.loads(line) for line in table.read_text().splitlines()]
     table.write_text("".join(json.dumps({k: r[k] for k in ("input", "output")}) + "\n" for r in rows))
     methods = "evaluation.methods=[zero_shot, random, bm25, encoder, udr]"
+    own = (copy.out / "evaluation" / "table.json").read_bytes()
     done = udr("evaluate", copy.config, f"evaluation.tasks=[{table}]", methods, "--json")
     assert done.code == 0, done.err
     found = json.loads(done.out)
+    assert (copy.out / "evaluation" / "table.json").read_bytes() == own  # the run's own table stays
+    beside = json.loads((copy.out / "evaluation" / "table-elsewhere.json").read_text())
+    assert beside["scores"] == found["scores"]
+    assert (copy.out / "evaluation" / "table-elsewhere.md").read_text().startswith("| | zero_shot |")
     assert found["tasks"] == ["elsewhere"]
     assert found["methods"] == ["zero_shot", "random", "bm25", "encoder", "udr"]
     for method in found["methods"]:
