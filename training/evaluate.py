@@ -31,10 +31,10 @@ from udr.retriever import (
 )
 from udr.types import Demonstration
 
-__all__ = ["evaluate", "evaluated_tasks", "index", "train_epr"]
+__all__ = ["evaluate", "evaluated_tasks", "index", "table_path", "train_epr"]
 
 EPR = ("epr", "epr_mined")  # one encoder a task
-LONGEST_NAMES = 120  # characters in a file's name; file systems take 255 bytes
+LONGEST_NAMES = 120  # bytes of a file's name; file systems take 255 in all
 
 
 def index(run: Run) -> Path:
@@ -170,7 +170,7 @@ def evaluate(run: Run, methods: Sequence[str] = (), tasks: Sequence[str] = ()) -
 def table_path(run: Run, tasks: Sequence[str]) -> Path:
     """Where the table of these tasks lies, as JSON; .md and .png stand beside it."""
     names = "" if set(tasks) == set(run.tasks) else "-" + "-".join(tasks)
-    if len(names) > LONGEST_NAMES:
+    if len(names.encode()) > LONGEST_NAMES:
         names = f"-{len(tasks)}-tasks-{hashlib.blake2b(names.encode(), digest_size=4).hexdigest()}"
     return run.out / "evaluation" / f"table{names}.json"
 

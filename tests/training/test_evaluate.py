@@ -87,9 +87,9 @@ def test_the_table_is_the_metric_over_the_answers_and_stands_in_three_files(fini
 
 def test_a_table_of_many_tasks_has_a_name_that_a_file_may_have(finished: Bench) -> None:
     run = open_run(finished.settings())
-    names = [f"task-number-{i}" for i in range(40)]
+    names = [f"問題-{i}" for i in range(40)]
     path = table_path(run, names)
-    assert len(path.name) < 200
+    assert len(path.name.encode()) < 200
     assert path.name.startswith("table-40-tasks-")
     assert path != table_path(run, [*names[1:], "another"])
     assert table_path(run, list(reversed(list(run.tasks)))).name == "table.json"
