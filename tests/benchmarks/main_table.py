@@ -32,8 +32,8 @@ ABLATIONS = {
     "no_instruction": ("encoder.query_instruction=false", "encoder.demonstration_instruction=false"),
     "single_task": ("train.multi_task=false",),
     "no_rank_loss": ("train.rank_weight=0",),
-    # as many training steps, and LM scores where a task has 1,350 queries to ask about, all on lexical candidates
-    "no_mining": ("mining.rounds=0", "mining.queries=1350", "train.epochs=2.67"),
+    # as many training steps, and LM scores where a task has 1,800 queries to ask about, all on lexical candidates
+    "no_mining": ("mining.rounds=0", "mining.queries=1800", "train.epochs=3.2"),
 }
 
 
