@@ -13,6 +13,7 @@ from udr.encoder import build_encoder
 from udr.errors import ConfigError, DataError, FingerprintMismatch, IndexNotReady, PromptTooLong, UDRError
 from udr.fakes import FakeEncoder, FakeLM
 from udr.index import FlatIndex, load_index
+from udr.mixture import MixedEncoder
 from udr.scoring.cache import CachedScorer, ScoreCache
 from udr.types import Demonstration, Encoder, Generator, Index, LMScorer, Query, Tokenizer
 
@@ -25,6 +26,7 @@ ENCODERS: dict[str, Callable[[Path], Encoder]] = {
     "fake": lambda folder: FakeEncoder(),
     "fake_reading_instructions": lambda folder: FakeEncoder(32, reads_instruction=True),
     "bi_encoder_shared": lambda folder: build_encoder(str(folder), device="cpu"),
+    "mixed": lambda folder: MixedEncoder(build_encoder(str(folder), device="cpu"), FakeEncoder(), 3.0, 0.5),
     "bi_encoder_two_towers": lambda folder: build_encoder(str(folder), shared=False, unit_norm=False, device="cpu"),
 }
 

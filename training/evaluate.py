@@ -19,6 +19,7 @@ from udr.encoder import BiEncoder, load_encoder
 from udr.errors import ArtifactError, ConfigError
 from udr.evaluation import Answer, EvaluationTable, answer_queries, build_table, read_answers, write_answers
 from udr.mining import choose_queries
+from udr.mixture import SHARES, mix
 from udr.retriever import (
     BM25Ranker,
     NoRanker,
@@ -34,6 +35,7 @@ from udr.types import Demonstration
 __all__ = ["evaluate", "evaluated_tasks", "index", "table_path", "train_epr"]
 
 EPR = ("epr", "epr_mined")  # one encoder a task
+UDR = ("udr", "udr_unmixed")
 LONGEST_NAMES = 120  # bytes of a file's name; file systems take 255 in all
 
 
@@ -54,6 +56,8 @@ def index(run: Run) -> Path:
             building.rename(path / "encoder")
         except shutil.Error as error:  # one (source, destination, reason) for each file that could not be copied
             raise ArtifactError(f"{path / 'encoder'}: cannot be written ({error.args[0][0][2]})") from None
+    if not (path / "untrained" / "encoder.json").is_file():
+        run.untrained_encoder().save(path / "untrained")  # for tasks that come later
     encoder = load_encoder(path / "encoder")
     for name, data in run.tasks.items():
         if not (path / "tasks" / name / "index" / "manifest.json").is_file():
@@ -94,7 +98,22 @@ def _ranker(run: Run, method: str, data: TaskData) -> Ranker:
         return build_input_ranker(data.train, run.untrained_encoder())
     if method in EPR:
         return build_dense_ranker(data.spec, data.train, train_epr(run, name, mined=method == "epr_mined"))
-    return build_dense_ranker(data.spec, data.train, load_encoder(trained_folder(run, method, name)))
+    trained = load_encoder(trained_folder(run, method, name))
+    if not mixes(run, method, name):
+        return build_dense_ranker(data.spec, data.train, trained)
+    mixture = mix(data.spec, data.train, trained, run.untrained_encoder(), run.config.seed)
+    write_json(mixture_path(run, method, name), mixture.as_json())
+    return mixture.ranker
+
+
+def mixes(run: Run, method: str, name: str) -> bool:
+    """True where the untrained encoder has a say: on a task that the retriever was not trained on."""
+    return method == "udr" and name not in run.tasks
+
+
+def mixture_path(run: Run, method: str, name: str) -> Path:
+    """Where the say of the untrained encoder on a task is written down."""
+    return run.out / "evaluation" / method / f"{name}.mixture.json"
 
 
 def trained_folder(run: Run, method: str, name: str) -> Path:
@@ -129,7 +148,7 @@ def evaluated_tasks(run: Run, methods: Sequence[str] = (), tasks: Sequence[str] 
     settings = run.config.evaluation
     names = tuple(tasks or settings.tasks or run.config.tasks)
     datas = list(by_name(run.tasks.get(name) or run.load_task(name) for name in names).values())
-    alone = [m for m in methods or settings.methods if m in EPR or (m == "udr" and not run.config.train.multi_task)]
+    alone = [m for m in methods or settings.methods if m in EPR or (m in UDR and not run.config.train.multi_task)]
     for data in datas:
         evaluation_queries(data, settings.queries, run.config.seed)
         if alone and data.spec.name not in run.tasks:
@@ -163,6 +182,9 @@ def evaluate(run: Run, methods: Sequence[str] = (), tasks: Sequence[str] = ()) -
         "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
         "models": read_json(run.out / "run.json"),
     }
+    mixed = [d.spec.name for d in datas if "udr" in methods and mixes(run, "udr", d.spec.name)]
+    if mixed:
+        facts["untrained_share"] = {name: read_json(mixture_path(run, "udr", name))["share"] for name in mixed}
     _write_table(table_path(run, table.tasks), table, facts)
     return table
 
@@ -194,12 +216,15 @@ def _answers(run: Run, method: str, data: TaskData) -> list[Answer]:
     queries = evaluation_queries(data, settings.queries, run.config.seed)
     path = run.out / "evaluation" / method / f"{name}.jsonl"
 
+    mixed = mixes(run, method, name)
+
     def marks() -> dict[str, Any]:
         """What the answers depend on beside what a run folder holds fast."""
         return {
             "task": data.fingerprint,
             "queries": [[q.id, q.content_hash, *q.references] for q in queries],
-            "encoder": encoder_fingerprint(trained_folder(run, method, name)) if method in (*EPR, "udr") else None,
+            "encoder": encoder_fingerprint(trained_folder(run, method, name)) if method in (*EPR, *UDR) else None,
+            **({"mixture": list(SHARES)} if mixed else {}),
             **settings.model_dump(mode="json", include={"budget", "k", "k_generation", "selection", "order"}),
         }
 

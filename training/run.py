@@ -8,7 +8,7 @@
     OUT/round-N/TASK.scored.jsonl        with LM scores and ranks
     OUT/round-N/encoder/                 the bi-encoder after this round
     OUT/epr/TASK/, OUT/epr_mined/TASK/   the baselines' encoders
-    OUT/retriever/                       the final encoder, and pool, index and words of each task
+    OUT/retriever/                       the final encoder, the untrained one, and pool, index and words of each task
     OUT/evaluation/                      answers, table, plots
 """
 

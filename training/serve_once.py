@@ -13,7 +13,8 @@ from udr.data import FORMATS, SPEC_FORMATS, open_task
 from udr.encoder import load_encoder
 from udr.errors import ConfigError
 from udr.evaluation import answer_prompts
-from udr.retriever import SPARES, Retriever, build_dense_ranker, load_retriever
+from udr.mixture import mix
+from udr.retriever import SPARES, Retriever, load_retriever
 from udr.selection import ORDERS
 from udr.types import Query
 
@@ -21,11 +22,11 @@ __all__ = ["make_prompts", "open_retriever"]
 
 
 def open_retriever(folder: Path, task: str) -> Retriever:
-    """A task the retriever holds, or any task file: its pool is encoded on the spot."""
+    """A task the retriever holds, or any task file: its pool is encoded on the spot, by both encoders."""
     if task.endswith((*FORMATS, *SPEC_FORMATS)):
         data = open_task(task, hold_out=False)
-        encoder = load_encoder(folder / "encoder")
-        return Retriever(data.spec, data.train, build_dense_ranker(data.spec, data.train, encoder))
+        trained, untrained = (load_encoder(folder / name) for name in ("encoder", "untrained"))
+        return Retriever(data.spec, data.train, mix(data.spec, data.train, trained, untrained).ranker)
     return load_retriever(folder, task)
 
 

@@ -11,7 +11,7 @@ from udr.config import StrictConfig
 
 __all__ = ["EncoderSettings", "EvaluationSettings", "LMSettings", "MiningSettings", "RunConfig", "TrainSettings"]
 
-Method = Literal["zero_shot", "random", "bm25", "encoder", "epr", "epr_mined", "udr"]
+Method = Literal["zero_shot", "random", "bm25", "encoder", "epr", "epr_mined", "udr", "udr_unmixed"]
 
 
 class LMSettings(StrictConfig):
@@ -81,7 +81,8 @@ class EvaluationSettings(StrictConfig):
     """How retrievers are compared."""
 
     # retrievers that are compared, the last one against the best of the others; `encoder` is the untrained one,
-    # `epr_mined` is EPR that may also learn from the lists which the unified retriever mined
+    # `epr_mined` is EPR that may also learn from the lists which the unified retriever mined; `udr_unmixed` is `udr`
+    # without the help of the untrained encoder (udr.mixture), which `udr` has on tasks that it was not trained on
     methods: tuple[Method, ...] = Field(default=("zero_shot", "random", "bm25", "encoder", "epr", "udr"), min_length=1)
     tasks: tuple[str, ...] = ()  # () means the training tasks; others are tasks the retriever never saw
     queries: int = Field(default=0, ge=0)  # test queries a task; 0: all

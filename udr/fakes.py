@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 
 from udr.errors import ConfigError, PromptTooLong
+from udr.overlap import dice, words
 from udr.types import Demonstration, FloatArray, LogLikelihoods, Media, Query
 
 __all__ = ["FakeEncoder", "FakeLM"]
 
-WORD = re.compile(r"\w+")
 TOKEN = re.compile(r"\w+|\s|[^\w\s]")  # every character belongs to one token, so tokens joined are the text
 
 SURPRISE = 4.0  # nats of a token that no demonstration speaks for
@@ -30,16 +29,6 @@ STRANGER = 0.05  # weight of a demonstration that shares no word with the query
 def _hash(text: str) -> int:
     """A number below 2³² that is the same in every process."""
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=4).digest(), "little")
-
-
-def _words(text: str) -> list[str]:
-    return WORD.findall(text.casefold())
-
-
-def _dice(a: Sequence[str], b: Sequence[str]) -> float:
-    """Overlap of two bags, 2·|a ∩ b| / (|a| + |b|), in 0..1; nothing overlaps with nothing."""
-    shared = (Counter(a) & Counter(b)).total()
-    return 2 * shared / (len(a) + len(b)) if shared else 0.0
 
 
 class FakeEncoder:
@@ -77,10 +66,10 @@ class FakeEncoder:
 
     def _encode(self, rows: Sequence[tuple[str, tuple[Media, ...]]], instruction: str) -> FloatArray:
         vectors = np.zeros((len(rows), self._dim), dtype=np.float32)
-        head = _words(instruction) if self.reads_instruction else []
+        head = words(instruction) if self.reads_instruction else []
         for vector, (text, media) in zip(vectors, rows, strict=True):
-            words = [*head, *_words(text), *(m.content_hash for m in media)]
-            for word in words or [""]:  # a text without words has a direction too
+            own = [*head, *words(text), *(m.content_hash for m in media)]
+            for word in own or [""]:  # a text without words has a direction too
                 vector[self.axis(word)] += 1
             vector /= np.linalg.norm(vector)
         return vectors
@@ -160,12 +149,12 @@ class FakeLM:
         asked, separator, prefix = query.rpartition(self.separator)
         if not separator:
             asked, prefix = query, ""
-        words = sorted(set(_words(asked)))
+        wanted = sorted(set(words(asked)))
         found = []
         for block in blocks:
             text, separator, answer = block.rpartition(self.separator)
             if separator:
-                weight = STRANGER + (1 - STRANGER) * _dice(sorted(set(_words(text))), words)
+                weight = STRANGER + (1 - STRANGER) * dice(sorted(set(words(text))), wanted)
                 found.append((weight, answer.removeprefix(prefix)))
         return found
 
@@ -181,7 +170,7 @@ def _surprise(demonstrations: Sequence[tuple[float, str]], continuation: str) ->
     wanted = _marks(continuation)
     doubt = 1.0
     for weight, answer in demonstrations:
-        doubt *= 1 - weight * _dice(_marks(answer), wanted)
+        doubt *= 1 - weight * dice(_marks(answer), wanted)
     return SURPRISE - EVIDENCE * (1 - doubt) + PRIOR * _hash(continuation) / 2**32
 
 

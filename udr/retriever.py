@@ -1,6 +1,7 @@
 """The facade: a pool, a way to rank it, selection and order; from a query to demonstrations and a finished prompt.
 
-A saved retriever is a folder: `encoder/`, and for each task `tasks/NAME/` with task.yaml, pool.jsonl and index/.
+A saved retriever is a folder: `encoder/`, `untrained/` (the encoder it started from, for tasks that come later) and for
+each task `tasks/NAME/` with task.yaml, pool.jsonl and index/.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ __all__ = [
     "Retriever",
     "build_dense_ranker",
     "build_input_ranker",
+    "index_vectors",
     "load_retriever",
     "most_copies",
     "save_task",
@@ -112,15 +114,16 @@ class DenseRanker:
 def build_dense_ranker(spec: TaskSpec, pool: Sequence[Demonstration], encoder: Encoder) -> DenseRanker:
     """Encode a pool and index it; row i of the index is demonstration i of the pool."""
     vectors = encoder.encode_demonstrations(for_encoder(spec, pool), spec.retrieval_instruction)
-    return DenseRanker(encoder, _indexed(vectors, encoder), spec.retrieval_instruction)
+    return DenseRanker(encoder, index_vectors(vectors, encoder), spec.retrieval_instruction)
 
 
 def build_input_ranker(pool: Sequence[Demonstration], encoder: Encoder) -> DenseRanker:
     """Inputs against inputs and nothing else, as a sentence encoder that was trained for no task is used."""
-    return DenseRanker(encoder, _indexed(encoder.encode_queries([d.query for d in pool]), encoder))
+    return DenseRanker(encoder, index_vectors(encoder.encode_queries([d.query for d in pool]), encoder))
 
 
-def _indexed(vectors: FloatArray, encoder: Encoder) -> FlatIndex:
+def index_vectors(vectors: FloatArray, encoder: Encoder) -> FlatIndex:
+    """Index the vectors that an encoder made of a pool, row by row."""
     from udr.index import FlatIndex
 
     index = FlatIndex(encoder.dim, encoder.fingerprint)

@@ -11,7 +11,9 @@ import yaml
 from workbench import Bench, Outcome, mood_rows, write_table
 
 from udr.data import open_task
-from udr.retriever import load_retriever
+from udr.encoder import load_encoder
+from udr.mixture import mix
+from udr.retriever import Retriever, load_retriever
 from udr.scoring.causal_lm import build_causal_lm
 from udr.tasks import known_tasks
 from udr.types import Query
@@ -83,6 +85,11 @@ def test_retrieve_takes_many_inputs_and_tables_the_retriever_never_saw(
     for row in rows:
         assert len(row["demonstrations"]) == 2
         assert {d["id"] for d in row["demonstrations"]} <= pool
+    spec, demonstrations = (data := open_task(str(tickets), hold_out=False)).spec, data.train
+    trained, untrained = (load_encoder(finished.retriever / name) for name in ("encoder", "untrained"))
+    opened = Retriever(spec, demonstrations, mix(spec, demonstrations, trained, untrained).ranker)
+    for row, hits in zip(rows, opened.retrieve([Query(r["input"], r["input"]) for r in rows], 2), strict=True):
+        assert [d["id"] for d in row["demonstrations"]] == [hit.demonstration.id for hit in hits]
 
 
 @pytest.mark.parametrize("selection", ["mmr", "dpp", "coverage", "balanced"])

@@ -19,7 +19,8 @@ from udr.encoder import load_encoder
 from udr.errors import ConfigError, DataError, FingerprintMismatch
 from udr.evaluation import read_answers
 from udr.fakes import FakeLM
-from udr.retriever import load_retriever
+from udr.mixture import mix
+from udr.retriever import Retriever, load_retriever
 from udr.tasks.spec import TaskSpec
 from udr.types import LogLikelihoods
 
@@ -143,7 +144,7 @@ def test_a_table_never_seen_is_evaluated_with_the_methods_that_need_no_training_
     table = write_table(tmp_path / "elsewhere.jsonl", mood_rows(40, seed=7))
     rows = [json.loads(line) for line in table.read_text().splitlines()]
     table.write_text("".join(json.dumps({k: r[k] for k in ("input", "output")}) + "\n" for r in rows))
-    methods = "evaluation.methods=[zero_shot, random, bm25, encoder, udr]"
+    methods = "evaluation.methods=[zero_shot, random, bm25, encoder, udr_unmixed, udr]"
     own = (copy.out / "evaluation" / "table.json").read_bytes()
     done = udr("evaluate", copy.config, f"evaluation.tasks=[{table}]", methods, "--json")
     assert done.code == 0, done.err
@@ -153,12 +154,35 @@ def test_a_table_never_seen_is_evaluated_with_the_methods_that_need_no_training_
     assert beside["scores"] == found["scores"]
     assert (copy.out / "evaluation" / "table-elsewhere.md").read_text().startswith("| | zero_shot |")
     assert found["tasks"] == ["elsewhere"]
-    assert found["methods"] == ["zero_shot", "random", "bm25", "encoder", "udr"]
+    assert found["methods"] == ["zero_shot", "random", "bm25", "encoder", "udr_unmixed", "udr"]
     for method in found["methods"]:
         answers = read_answers(copy.out / "evaluation" / method / "elsewhere.jsonl")
         assert len(answers) == 8
         assert {a.prediction for a in answers} <= {"up", "down"}
     assert found["scores"]["bm25"]["elsewhere"] > found["scores"]["zero_shot"]["elsewhere"]
+
+
+def test_the_untrained_encoder_has_a_say_on_a_task_never_trained_on_and_on_no_other(
+    copy: Bench, tmp_path: Path, asked: list[str]
+) -> None:
+    table = write_table(tmp_path / "elsewhere.jsonl", mood_rows(60, seed=7), test=8)
+    run = open_run(copy.settings(f"evaluation.tasks=[mood, {table}]", "evaluation.methods=[encoder, udr_unmixed, udr]"))
+    evaluate(run)
+    folder = run.out / "evaluation"
+    data = open_task(str(table))
+    mixture = mix(data.spec, data.train, load_encoder(run.out / "round-1" / "encoder"), run.untrained_encoder(), 0)
+    retriever = Retriever(data.spec, data.train, mixture.ranker)
+    wanted = retriever.retrieve([d.query for d in evaluation_queries(data, 8, 0)], 4)
+    answers = read_answers(folder / "udr" / "elsewhere.jsonl")
+    assert [set(a.demonstrations) for a in answers] == [{f.demonstration.id for f in own} for own in wanted]
+    assert json.loads((folder / "udr" / "elsewhere.mixture.json").read_text()) == mixture.as_json()
+    facts = json.loads((folder / "table-mood-elsewhere.json").read_text())["facts"]
+    assert facts["untrained_share"] == {"elsewhere": mixture.share}
+    assert read_answers(folder / "udr_unmixed" / "mood.jsonl") == read_answers(folder / "udr" / "mood.jsonl")
+    assert not (folder / "udr" / "mood.mixture.json").exists()
+    asked.clear()
+    evaluate(run)
+    assert asked == []
 
 
 def test_epr_on_a_task_it_was_not_trained_for_is_refused_before_anything_is_asked(
