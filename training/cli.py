@@ -48,6 +48,10 @@ def _print(value: Any, as_json: bool, text: str) -> None:
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False) if as_json else text)
 
 
+def _tell(line: str) -> None:
+    typer.echo(line, err=True)
+
+
 def _run(config: Path, overrides: list[str] | None, *stages: str, number: int = 0) -> Any:
     from training import evaluate as evaluation
     from training import run as pipeline
@@ -140,7 +144,7 @@ def retrieve(
     from udr.types import Query
 
     hush_transformers()
-    opened = open_retriever(retriever, task)
+    opened = open_retriever(retriever, task, _tell)
     found = opened.retrieve([Query(f"query-{i}", text) for i, text in enumerate(inputs)], k, selection=selection)
     rows = [
         {
@@ -177,7 +181,7 @@ def prompt(
     from training.serve_once import make_prompts
 
     hush_transformers()
-    rows = make_prompts(retriever, task, inputs, lm, budget, reserve, k, selection, order, answer)
+    rows = make_prompts(retriever, task, inputs, lm, budget, reserve, k, selection, order, answer, _tell)
     texts = []
     for row in rows:
         texts.append(row["text"] + (f" {row['answer']}" if answer else ""))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,21 @@ from udr.types import Query
 __all__ = ["make_prompts", "open_retriever"]
 
 
-def open_retriever(folder: Path, task: str) -> Retriever:
-    """A task the retriever holds, or any task file: its pool is encoded on the spot, by both encoders."""
+def open_retriever(folder: Path, task: str, tell: Callable[[str], None]) -> Retriever:
+    """A task the retriever holds, or any task file: its pool is encoded on the spot, by both encoders.
+
+    What share of the similarity the untrained encoder got, and why, is told in one line.
+    """
     if task.endswith((*FORMATS, *SPEC_FORMATS)):
         data = open_task(task, hold_out=False)
         trained, untrained = (load_encoder(folder / name) for name in ("encoder", "untrained"))
-        return Retriever(data.spec, data.train, mix(data.spec, data.train, trained, untrained).ranker)
+        mixture = mix(data.spec, data.train, trained, untrained)
+        told = ", ".join(f"{share:g}: {like:.3f}" for share, like in mixture.likeness.items())
+        tell(
+            f"{data.spec.name} was not trained on: the untrained encoder's share is {mixture.share:g} "
+            f"(how alike the outputs of neighbours are under each share: {told})"
+        )
+        return Retriever(data.spec, data.train, mixture.ranker)
     return load_retriever(folder, task)
 
 
@@ -41,6 +50,7 @@ def make_prompts(
     selection: str,
     order: str,
     answer: bool,
+    tell: Callable[[str], None],
 ) -> list[dict[str, Any]]:
     """Finished prompts as JSON-like rows: text, tokens, demonstrations in prompt order, what was dropped and why.
 
@@ -50,7 +60,7 @@ def make_prompts(
     """
     if order not in ORDERS:
         raise ConfigError(f"--order: {order!r} is not one of {', '.join(ORDERS)}")
-    retriever = open_retriever(folder, task)
+    retriever = open_retriever(folder, task, tell)
     model = build_lm(LMSettings(name=lm))
     if budget > model.context_length:
         raise ConfigError(f"--budget: {budget} tokens, and the LM {lm} reads {model.context_length}")

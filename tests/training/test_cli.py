@@ -79,7 +79,8 @@ def test_retrieve_takes_many_inputs_and_tables_the_retriever_never_saw(
     udr: Command, finished: Bench, tickets: Path
 ) -> None:
     words = ("--retriever", finished.retriever, "--task", tickets, "--k", 2, "--json", "merry filler1", "sour filler2")
-    rows = json.loads(udr("retrieve", *words).out)
+    done = udr("retrieve", *words)
+    rows = json.loads(done.out)
     assert [row["input"] for row in rows] == ["merry filler1", "sour filler2"]
     pool = {d.id for d in open_task(str(tickets)).train}
     for row in rows:
@@ -87,7 +88,9 @@ def test_retrieve_takes_many_inputs_and_tables_the_retriever_never_saw(
         assert {d["id"] for d in row["demonstrations"]} <= pool
     spec, demonstrations = (data := open_task(str(tickets), hold_out=False)).spec, data.train
     trained, untrained = (load_encoder(finished.retriever / name) for name in ("encoder", "untrained"))
-    opened = Retriever(spec, demonstrations, mix(spec, demonstrations, trained, untrained).ranker)
+    mixture = mix(spec, demonstrations, trained, untrained)
+    assert f"tickets was not trained on: the untrained encoder's share is {mixture.share:g} (" in done.err
+    opened = Retriever(spec, demonstrations, mixture.ranker)
     for row, hits in zip(rows, opened.retrieve([Query(r["input"], r["input"]) for r in rows], 2), strict=True):
         assert [d["id"] for d in row["demonstrations"]] == [hit.demonstration.id for hit in hits]
 
