@@ -215,7 +215,6 @@ def _answers(run: Run, method: str, data: TaskData) -> list[Answer]:
     name = data.spec.name
     queries = evaluation_queries(data, settings.queries, run.config.seed)
     path = run.out / "evaluation" / method / f"{name}.jsonl"
-
     mixed = mixes(run, method, name)
 
     def marks() -> dict[str, Any]:
@@ -231,7 +230,8 @@ def _answers(run: Run, method: str, data: TaskData) -> list[Answer]:
     # without similarities, or without vectors where a selection needs them, the order itself is the choice
     blind = {"zero_shot", "random"} | ({"bm25"} if settings.selection in ("mmr", "dpp") else set())
     stamp = path.with_suffix(".json")
-    if path.is_file() and stamp.is_file() and read_json(stamp) == marks():
+    explained = not mixed or mixture_path(run, method, name).is_file()
+    if path.is_file() and explained and stamp.is_file() and read_json(stamp) == marks():
         return read_answers(path)
     retriever = Retriever(data.spec, data.train, _ranker(run, method, data), run.config.seed)
     answers = answer_queries(

@@ -11,7 +11,7 @@ from training.run import build_lm
 from training.settings import LMSettings
 from udr.data import FORMATS, SPEC_FORMATS, open_task
 from udr.encoder import load_encoder
-from udr.errors import ConfigError
+from udr.errors import ArtifactError, ConfigError
 from udr.evaluation import answer_prompts
 from udr.mixture import mix
 from udr.retriever import SPARES, Retriever, load_retriever
@@ -25,9 +25,14 @@ def open_retriever(folder: Path, task: str, tell: Callable[[str], None]) -> Retr
     """A task the retriever holds, or any task file: its pool is encoded on the spot, by both encoders.
 
     What share of the similarity the untrained encoder got, and why, is told in one line.
+
+    Raises:
+        ArtifactError: the retriever folder was made before it held the untrained encoder.
     """
     if task.endswith((*FORMATS, *SPEC_FORMATS)):
         data = open_task(task, hold_out=False)
+        if (folder / "encoder").is_dir() and not (folder / "untrained").is_dir():
+            raise ArtifactError(f"{folder}: holds no untrained encoder, which a new task needs; run: udr index CONFIG")
         trained, untrained = (load_encoder(folder / name) for name in ("encoder", "untrained"))
         mixture = mix(data.spec, data.train, trained, untrained)
         told = ", ".join(f"{share:g}: {like:.3f}" for share, like in mixture.likeness.items())

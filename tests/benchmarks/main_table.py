@@ -18,10 +18,11 @@ from pathlib import Path
 from record import write_result
 from rich.console import Console
 
-from training.evaluate import evaluate, index
+from training.evaluate import evaluate, index, table_path
 from training.progress import reporting
 from training.run import alone_in, mine_and_train, open_run
 from training.settings import RunConfig
+from udr.artifacts import read_json
 from udr.config import load_config
 from udr.evaluation import EvaluationTable, build_table, read_answers
 
@@ -97,8 +98,12 @@ def main() -> None:
             table = ablations(overrides)
     seconds = round(sum(calls))
     settings = config.model_dump(mode="json", exclude={"out", "scores", "data", "lm", "encoder"})
+    figures = {"seconds": seconds, "settings": settings, **table.as_json()}
+    if part in ("unseen", "tried"):
+        facts = read_json(table_path(open_run(config), table.tasks))["facts"]
+        figures["untrained_share"] = facts["untrained_share"]
     print(table.markdown())
-    print(write_result(part, {"seconds": seconds, "settings": settings, **table.as_json()}))
+    print(write_result(part, figures))
 
 
 if __name__ == "__main__":

@@ -212,6 +212,20 @@ def test_other_settings_under_an_old_run_are_refused(udr: Command, copy: Bench) 
     )
 
 
+def test_a_retriever_folder_without_the_untrained_encoder_says_how_to_add_it(
+    udr: Command, copy: Bench, tmp_path: Path
+) -> None:
+    table = tmp_path / "rows.jsonl"
+    table.write_text('{"input": "a b", "output": "up"}\n{"input": "c d", "output": "down"}\n')
+    words = ("retrieve", "--retriever", copy.retriever, "--task", table, INPUT)
+    shutil.rmtree(copy.retriever / "untrained")
+    assert udr(*words).complaint == (
+        f"{copy.retriever}: holds no untrained encoder, which a new task needs; run: udr index CONFIG"
+    )
+    assert udr("index", copy.config).code == 0
+    assert udr(*words).code == 0
+
+
 def test_a_folder_that_is_no_retriever_says_how_to_make_one(udr: Command, tmp_path: Path) -> None:
     for folder in (tmp_path / "absent", tmp_path):
         assert udr("retrieve", "--retriever", folder, "--task", "mood", INPUT).complaint == (

@@ -183,6 +183,10 @@ def test_the_untrained_encoder_has_a_say_on_a_task_never_trained_on_and_on_no_ot
     asked.clear()
     evaluate(run)
     assert asked == []
+    (folder / "udr" / "elsewhere.mixture.json").unlink()  # what the table tells is found again, with its answers
+    evaluate(run)
+    assert json.loads((folder / "udr" / "elsewhere.mixture.json").read_text()) == mixture.as_json()
+    assert len(asked) == 8
 
 
 def test_epr_on_a_task_it_was_not_trained_for_is_refused_before_anything_is_asked(
