@@ -19,7 +19,7 @@ class LMSettings(StrictConfig):
 
     name: str = ""  # a local folder or a hub name; `fake` is a deterministic stand-in without weights
     revision: str = "main"  # of a hub name: a branch, tag or commit
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 where the device is fast at it
     device: str = "auto"  # auto: the GPU if there is one
     row_tokens: int | None = Field(default=None, ge=16)  # in one forward pass; null: 256 on a CPU, 2048 on a GPU
 
@@ -35,7 +35,8 @@ class EncoderSettings(StrictConfig):
     instruction_tokens: int = Field(default=64, ge=0)  # of the instruction at most
     query_instruction: bool = True  # false: the released code's variant
     demonstration_instruction: bool = True  # false with query_instruction false: the paper's ablation
-    precision: Literal["float32", "bfloat16"] = "float32"  # of matrix products; weights and vectors stay float32
+    # of matrix products; weights and vectors stay float32; auto: bfloat16 where the device is fast at it
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
     dropout: float | None = Field(default=None, ge=0, lt=1)  # while training; null: the encoder's own
 
 

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from udr.artifacts import fingerprint_files, read_json, write_json
+from udr.devices import choose_device, fast_dtype
 from udr.errors import ArtifactError, ConfigError
 from udr.types import Demonstration, FloatArray, Query
 
@@ -223,14 +224,15 @@ def build_encoder(
     instruction_tokens: int = 64,
     query_instruction: bool = True,
     demonstration_instruction: bool = True,
-    precision: Precision = "float32",
+    precision: Literal["auto"] | Precision = "float32",
     dropout: float | None = None,
     device: str = "auto",
 ) -> BiEncoder:
     """Make an untrained bi-encoder from a sentence encoder: a local folder or a hub name.
 
-    `pooling: auto` is what the sentence encoder was trained with (mean if it does not say). `dropout` replaces the
-    encoder's own while training.
+    `pooling: auto` is what the sentence encoder was trained with (mean if it does not say). `precision: auto` is
+    bfloat16 where the device is fast at it; a saved encoder keeps what was chosen. `dropout` replaces the encoder's own
+    while training.
 
     Raises:
         ConfigError: the encoder cannot be loaded or its tokenizer lacks CLS and SEP.
@@ -245,7 +247,7 @@ def build_encoder(
         for key in DROPOUT_KEYS if dropout is not None else ():
             if hasattr(config, key):
                 setattr(config, key, dropout)
-        where = _device(device)
+        where = choose_device(device)
         attention = _attention(where)
         tower = AutoModel.from_pretrained(name, config=config, dtype=torch.float32, attn_implementation=attention)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
@@ -264,7 +266,7 @@ def build_encoder(
         instruction_tokens=instruction_tokens,
         query_instruction=query_instruction,
         demonstration_instruction=demonstration_instruction,
-        precision=precision,
+        precision=fast_dtype(where) if precision == "auto" else precision,
         fingerprint=fingerprint_files(Path(name)) if Path(name).is_dir() else f"{name}@{tower.config._commit_hash}",
     )
 
@@ -274,10 +276,6 @@ def _longest(tower: Any) -> int:
     places = int(getattr(tower.config, "max_position_embeddings", None) or 2**31)
     padding = getattr(getattr(tower, "embeddings", None), "padding_idx", None)
     return places if padding is None else places - padding - 1
-
-
-def _device(device: str) -> str:
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
 def _attention(device: str) -> str | None:
@@ -313,7 +311,7 @@ def load_encoder(path: Path, device: str = "auto") -> BiEncoder:
     shared = bool(saved.get("shared"))
     if not isinstance(saved.get("settings"), dict) or _fingerprint(path, shared) != saved.get("fingerprint"):
         raise ArtifactError(f"{path}: the encoder's files differ from what was saved; restore or train it again")
-    where = _device(device)
+    where = choose_device(device)
 
     def load(tower: str) -> nn.Module:
         model = AutoModel.from_pretrained(path / tower, dtype=torch.float32, attn_implementation=_attention(where))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,20 @@ def test_the_tree_is_switched_off_for_a_model_that_would_answer_differently(
     # a model that passes the mask over
     monkeypatch.setattr(model, "forward", lambda **kwargs: forward(**{**kwargs, "attention_mask": None}))
     assert not CausalLM(model, make_lm("llama").tokenizer, "deaf").tree
+
+
+def test_the_noise_of_bfloat16_does_not_switch_the_tree_off_and_a_wrong_mask_does(
+    make_lm: MakeLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = make_lm("llama")
+    model = copy.deepcopy(tiny.model)
+    with torch.no_grad():  # a trained model's answers hang on its prompt far more than those of random weights
+        model.get_output_embeddings().weight *= 8
+    model = model.bfloat16()
+    assert CausalLM(model, tiny.tokenizer, "half").tree
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda **kwargs: forward(**{**kwargs, "attention_mask": None}))
+    assert not CausalLM(model, tiny.tokenizer, "deaf").tree
 
 
 def test_no_requests_give_no_numbers(make_lm: MakeLM) -> None:
@@ -308,7 +323,7 @@ def test_a_saved_model_is_loaded_with_the_same_scores_and_a_fingerprint_of_its_f
     np.testing.assert_allclose(
         loaded.loglikelihood(contexts, continuations).nats, lm.loglikelihood(contexts, continuations).nats, atol=1e-5
     )
-    half = build_causal_lm(str(tmp_path), device="cpu")
+    half = build_causal_lm(str(tmp_path), dtype="bfloat16", device="cpu")
     assert loaded.fingerprint.removesuffix("-float32") == half.fingerprint.removesuffix("-bfloat16")
     config = tmp_path / "config.json"
     config.write_text(config.read_text() + "\n")

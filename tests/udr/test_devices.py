@@ -1,0 +1,52 @@
+"""The number type that `auto` stands for follows what the device can multiply."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from udr.devices import choose_device, fast_dtype
+from udr.encoder import build_encoder, load_encoder
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, **capabilities: bool) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+
+
+@pytest.mark.parametrize("unit", ["amx_bf16", "avx512_bf16"])
+def test_a_cpu_that_multiplies_bfloat16_gets_it(monkeypatch: pytest.MonkeyPatch, unit: str) -> None:
+    pretend(monkeypatch, **{unit: True})
+    assert fast_dtype("cpu") == "bfloat16"
+
+
+def test_a_cpu_that_would_emulate_bfloat16_gets_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, avx512_f=True, amx_bf16=False, avx512_bf16=False)
+    assert fast_dtype("cpu") == "float32"
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert fast_dtype("cpu") == "float32"
+
+
+def test_a_gpu_that_emulates_bfloat16_gets_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    native = [True, False]
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native.pop(0))
+    assert [fast_dtype("cuda"), fast_dtype("cuda:1")] == ["bfloat16", "float32"]
+
+
+def test_auto_is_the_gpu_if_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for there, device in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert choose_device() == device
+    assert choose_device("cuda:3") == "cuda:3"
+
+
+def test_an_encoder_keeps_the_precision_that_was_chosen_for_it(
+    monkeypatch: pytest.MonkeyPatch, bert_folder: Path, tmp_path: Path
+) -> None:
+    pretend(monkeypatch, amx_bf16=True)
+    encoder = build_encoder(str(bert_folder), precision="auto", device="cpu")
+    encoder.save(tmp_path / "saved")
+    pretend(monkeypatch)
+    assert load_encoder(tmp_path / "saved", "cpu").precision == "bfloat16"
+    assert build_encoder(str(bert_folder), precision="auto", device="cpu").precision == "float32"

@@ -1,0 +1,30 @@
+"""Where models run, and in which number type they run fast there."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+__all__ = ["choose_device", "fast_dtype"]
+
+# of torch's names for what a CPU can do: Intel's and AMD's matrix and vector units, and Arm's
+BFLOAT16_UNITS = ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16")
+
+
+def choose_device(device: str = "auto") -> str:
+    """`auto` is the GPU if there is one."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+def fast_dtype(device: str) -> Literal["bfloat16", "float32"]:
+    """bfloat16 where the device multiplies it natively, else float32.
+
+    A CPU without such a unit computes bfloat16 several times slower than float32, and a GPU that emulates it too.
+    """
+    if device.startswith("cuda"):
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    if device != "cpu":
+        return "bfloat16"
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return "bfloat16" if any(capabilities.get(unit) for unit in BFLOAT16_UNITS) else "float32"
