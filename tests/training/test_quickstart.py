@@ -69,7 +69,7 @@ def plain_scores(lm: CausalLM, contexts: list[str], continuations: list[str]) ->
     """The oracle: the model on each prompt alone, its own masks and positions, log-softmax of the answer's tokens."""
     found = []
     for context, continuation in zip(contexts, continuations, strict=True):
-        before, after = lm.token_ids(context, continuation)
+        before, after = lm.tokens.token_ids(context, continuation)
         with torch.inference_mode():
             logits = lm.model(input_ids=torch.tensor([before + after])).logits[0, len(before) - 1 : -1]
         logs = logits.double().log_softmax(-1)  # in float32 torch's own sum over the vocabulary is off by 3e-5
@@ -84,7 +84,7 @@ def test_the_converted_model_knows_the_capital_of_france(gemma: Path) -> None:
     cities = [" Paris", " London", " Rome", " Berlin", " Madrid"]
     assert lm.loglikelihood(["The capital of France is"] * 5, cities).nats.argmax() == 0
     assert lm.context_length == 32768
-    assert lm.prefix_ids == [lm.tokenizer.bos_token_id]
+    assert lm.tokens.prefix_ids == [lm.tokenizer.bos_token_id]
 
 
 def test_a_second_conversion_leaves_the_folder_as_it_is(gemma: Path) -> None:
@@ -101,7 +101,7 @@ def test_tree_scores_are_the_plain_ones_within_the_noise_of_bfloat16(gemma: Path
     assert len(contexts) == 20
     lm.tokens_computed = 0
     found = lm.loglikelihood(contexts, continuations).nats
-    alone = sum(len(a) + len(b) for a, b in map(lm.token_ids, contexts, continuations))
+    alone = sum(len(a) + len(b) for a, b in map(lm.tokens.token_ids, contexts, continuations))
     assert lm.tokens_computed < 0.8 * alone  # texts were shared
     np.testing.assert_allclose(found, plain_scores(lm, contexts, continuations), atol=0.3)
 
@@ -111,7 +111,7 @@ def test_tree_scores_are_the_plain_ones_in_float32_beyond_the_sliding_window_too
     contexts, continuations = requests(POOL[1:], 4)
     long = " ".join(text for text, _ in REVIEWS * 8) + "\t"
     contexts, continuations = [*contexts, long], [*continuations, "It was great"]
-    lengths = [len(a) + len(b) for a, b in map(lm.token_ids, contexts, continuations)]
+    lengths = [len(a) + len(b) for a, b in map(lm.tokens.token_ids, contexts, continuations)]
     assert max(lengths) > 512 == lm.model.config.sliding_window
     found = lm.loglikelihood(contexts, continuations).nats
     np.testing.assert_allclose(found, plain_scores(lm, contexts, continuations), atol=1e-4, rtol=0)
@@ -122,7 +122,7 @@ def test_two_long_prompts_that_share_a_tree_are_scored_as_alone_in_float32(gemma
     shared = " ".join(text for text, _ in REVIEWS * 7)
     contexts = [f"{shared} it was\t", f"{shared} they said\t"]
     continuations = ["great", "terrible"]
-    assert min(len(a) for a, _ in map(lm.token_ids, contexts, continuations)) > 512
+    assert min(len(a) for a, _ in map(lm.tokens.token_ids, contexts, continuations)) > 512
     found = lm.loglikelihood(contexts, continuations).nats
     np.testing.assert_allclose(found, plain_scores(lm, contexts, continuations), atol=1e-4, rtol=0)
 

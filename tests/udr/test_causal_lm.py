@@ -39,7 +39,7 @@ def plain_loglikelihood(lm: CausalLM, contexts: Sequence[str], continuations: Se
     """One forward a prompt: no tree, no masks, no positions given."""
     nats = []
     for context, continuation in zip(contexts, continuations, strict=True):
-        start, end = lm.token_ids(context, continuation)
+        start, end = lm.tokens.token_ids(context, continuation)
         start = start or [lm.tokenizer.bos_token_id]
         with torch.inference_mode():
             logs = lm.model(input_ids=torch.tensor([start + end])).logits[0].log_softmax(-1)
@@ -49,7 +49,7 @@ def plain_loglikelihood(lm: CausalLM, contexts: Sequence[str], continuations: Se
 
 def plain_greedy(lm: CausalLM, prompt: str, max_new_tokens: int) -> str:
     """The most likely token again and again; stop at a newline or the end mark."""
-    ids = lm.prefix_ids + lm.encode(prompt.rstrip(" ")) or [lm.tokenizer.bos_token_id]
+    ids = lm.tokens.prefix_ids + lm.encode(prompt.rstrip(" ")) or [lm.tokenizer.bos_token_id]
     start = len(ids)
     while len(ids) - start < max_new_tokens:
         with torch.inference_mode():
@@ -74,7 +74,9 @@ def test_the_token_tree_gives_the_numbers_of_one_forward_a_prompt(make_lm: MakeL
     expected = plain_loglikelihood(lm, contexts, continuations)
     np.testing.assert_allclose(found.nats, expected, atol=1e-4)
     assert np.ptp(expected[:-4:3]) > 0.5  # the answers depend on the prompt, so a wrong mask would show
-    assert found.tokens.tolist() == [len(lm.token_ids(a, b)[1]) for a, b in zip(contexts, continuations, strict=True)]
+    assert found.tokens.tolist() == [
+        len(lm.tokens.token_ids(a, b)[1]) for a, b in zip(contexts, continuations, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -175,11 +177,11 @@ def test_an_empty_continuation_is_refused(make_lm: MakeLM) -> None:
 def test_a_request_longer_than_the_context_is_refused_and_none_is_cut(make_lm: MakeLM) -> None:
     lm = make_lm("llama")
     context = "the film" + " joy" * 300
-    length = len(lm.token_ids(context, " great")[0])
+    length = len(lm.tokens.token_ids(context, " great")[0])
     with pytest.raises(PromptTooLong, match=f"request 1: {length} \\+ 1 tokens, the LM reads 256"):
         lm.loglikelihood(["a", context], [" great", " great"])
     fitting = lm.tokenizer.decode(lm.encode(context)[:254])
-    assert len(lm.token_ids(fitting, " great")[0]) == 255
+    assert len(lm.tokens.token_ids(fitting, " great")[0]) == 255
     assert np.isfinite(lm.loglikelihood([fitting], [" great"]).nats).all()
 
 
@@ -190,27 +192,27 @@ def test_a_request_longer_than_the_context_is_refused_and_none_is_cut(make_lm: M
 def test_context_and_continuation_are_tokenised_apart_and_nothing_is_lost(make_lm: MakeLM, kind: str) -> None:
     lm = make_lm(kind)
     for context, continuation in [("the film was\tIt was ", "great"), ("a", "b"), ("x\n", "yes"), ("a  ", "not bad .")]:
-        start, end = lm.token_ids(context, continuation)
-        assert start[: len(lm.prefix_ids)] == lm.prefix_ids
-        assert start[len(lm.prefix_ids) :] == lm.encode(context.rstrip(" "))
+        start, end = lm.tokens.token_ids(context, continuation)
+        assert start[: len(lm.tokens.prefix_ids)] == lm.tokens.prefix_ids
+        assert start[len(lm.tokens.prefix_ids) :] == lm.encode(context.rstrip(" "))
         decode = lm.tokenizer.backend_tokenizer.decode
-        assert decode(start[len(lm.prefix_ids) :] + end, skip_special_tokens=False) == context + continuation
+        assert decode(start[len(lm.tokens.prefix_ids) :] + end, skip_special_tokens=False) == context + continuation
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_space_before_an_answer_belongs_to_the_answer(make_lm: MakeLM, kind: str) -> None:
     lm = make_lm(kind)
     joined = lm.tokenizer("It was great")["input_ids"]
-    start, end = lm.token_ids("It was ", "great")
+    start, end = lm.tokens.token_ids("It was ", "great")
     assert start + end == joined
-    assert (start, end) == lm.token_ids("It was", " great")
+    assert (start, end) == lm.tokens.token_ids("It was", " great")
     assert len(end) == 1
 
 
 @pytest.mark.parametrize(("kind", "prefix"), [("gemma3", [2]), ("llama", [1]), ("gpt2", [])])
 def test_the_beginning_mark_is_what_the_tokenizer_puts_there(make_lm: MakeLM, kind: str, prefix: list[int]) -> None:
     lm = make_lm(kind)
-    assert lm.prefix_ids == prefix
+    assert lm.tokens.prefix_ids == prefix
     assert lm.encode("the film")[:1] != prefix
     assert lm.context_length == 256
 
@@ -225,8 +227,8 @@ def test_a_tokenizer_that_also_puts_a_mark_behind_a_text_keeps_the_one_before_it
     backend.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=marks)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
     both = CausalLM(lm.model, tokenizer, "both")
-    assert both.prefix_ids == [1]
-    assert both.token_ids("the film was", " great") == lm.token_ids("the film was", " great")
+    assert both.tokens.prefix_ids == [1]
+    assert both.tokens.token_ids("the film was", " great") == lm.tokens.token_ids("the film was", " great")
 
 
 def test_the_settings_of_a_model_that_also_reads_images_are_found_one_level_deeper(make_lm: MakeLM) -> None:
@@ -280,7 +282,7 @@ def test_an_answer_ends_at_the_end_mark_even_where_others_go_on(make_lm: MakeLM,
 
     lm = make_lm(kind)
     with torch.inference_mode():
-        ids = torch.tensor([lm.prefix_ids + lm.encode(PROMPTS[3])])
+        ids = torch.tensor([lm.tokens.prefix_ids + lm.encode(PROMPTS[3])])
         own = lm.model.generate(ids, max_new_tokens=3, do_sample=False)[0, ids.shape[1] :].tolist()
     # let the third token of one answer be the end mark, and no token the padding
     tokenizer = PreTrainedTokenizerFast(

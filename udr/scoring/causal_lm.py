@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from udr.artifacts import fingerprint_files
 from udr.devices import choose_device, fast_dtype
-from udr.errors import ConfigError, PromptTooLong, ScorerUnavailable
+from udr.errors import ConfigError, ScorerUnavailable
 from udr.scoring.token_tree import TokenRow, pack, subtree_ends
+from udr.scoring.tokens import LMTokenizer, load_tokenizer
 from udr.types import IntArray, LogLikelihoods
 
 __all__ = ["CausalLM", "build_causal_lm"]
@@ -51,6 +51,7 @@ class CausalLM:
         # its own may ask for sampling or punish repetition, and a demonstration's words are there to be repeated
         self.model.generation_config = GenerationConfig()
         self.tokenizer = tokenizer
+        self.tokens = LMTokenizer(tokenizer)
         on_gpu = model.device.type == "cuda"
         self.row_tokens = row_tokens or ROW_TOKENS[on_gpu]
         self.prompts_per_call = PROMPTS_PER_CALL[on_gpu]
@@ -77,53 +78,7 @@ class CausalLM:
 
     def encode(self, text: str) -> list[int]:
         """Token ids without BOS."""
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    @cached_property
-    def prefix_ids(self) -> list[int]:
-        """What the tokenizer puts in front of any text (BOS, or nothing)."""
-        with_special = list(self.tokenizer("a")["input_ids"])
-        plain = self.encode("a")
-        places = range(len(with_special) - len(plain) + 1)  # some tokenizers put a mark behind the text too
-        return next((with_special[:i] for i in places if with_special[i : i + len(plain)] == plain), [])
-
-    @cached_property
-    def _start_ids(self) -> list[int]:
-        """The prefix, or the document mark where there is none: the first scored token needs a predecessor."""
-        for token in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, 0):
-            if token is not None:
-                return self.prefix_ids or [token]
-        return [0]
-
-    @cached_property
-    def _anchor(self) -> str:
-        """Text that keeps a tokenizer from inventing a space before a continuation."""
-        first = self.tokenizer.convert_ids_to_tokens(self.encode("a"))[0]
-        return "\n" if first.startswith("▁") else ""
-
-    def token_ids(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Compose a request's token ids: BOS + context, and the continuation with the spaces the context ended in.
-
-        The two parts are tokenised apart, so the boundary is exact and truncation can never cut the answer.
-        """
-        return self._compose([context], [continuation])[0]
-
-    def _compose(self, contexts: Sequence[str], continuations: Sequence[str]) -> list[tuple[list[int], list[int]]]:
-        """`token_ids` of many requests; text that several of them hold is read once."""
-        kept = [c.rstrip(" ") for c in contexts]
-        ends = [a[len(k) :] + b for a, b, k in zip(contexts, continuations, kept, strict=True)]
-        start_ids = self._encode_distinct(kept)
-        end_ids = self._encode_distinct([self._anchor + e for e in ends])
-        anchor = len(self.encode(self._anchor))
-        return [
-            (self.prefix_ids + start_ids[k], end_ids[self._anchor + e][anchor:])
-            for k, e in zip(kept, ends, strict=True)
-        ]
-
-    def _encode_distinct(self, texts: Sequence[str]) -> dict[str, list[int]]:
-        distinct = list(dict.fromkeys(texts))
-        found = self.tokenizer(distinct, add_special_tokens=False)["input_ids"] if distinct else []
-        return dict(zip(distinct, found, strict=True))
+        return self.tokens.encode(text)
 
     def loglikelihood(self, contexts: Sequence[str], continuations: Sequence[str]) -> LogLikelihoods:
         """Score each continuation after its context: nats (n,) summed over its tokens, and their number (n,).
@@ -132,17 +87,7 @@ class CausalLM:
             ConfigError: an empty continuation.
             PromptTooLong: a request that exceeds the LM's context (names its number and length).
         """
-        pairs = self._compose(contexts, continuations)
-        for i, (context, continuation) in enumerate(pairs):
-            if not continuation:
-                raise ConfigError(f"request {i}: the continuation has no tokens")
-            if len(context) + len(continuation) > self.context_length:
-                raise PromptTooLong(
-                    f"request {i}: {len(context)} + {len(continuation)} tokens, the LM reads {self.context_length}; "
-                    "lower the token budget"
-                )
-        starts = [c or self._start_ids for c, _ in pairs]
-        ends = [c for _, c in pairs]
+        starts, ends = self.tokens.requests(contexts, continuations, self.context_length)
         if self.tree:
             rows = pack(starts, ends, self.row_tokens)
         else:
@@ -152,7 +97,7 @@ class CausalLM:
         for n, row in enumerate(rows):
             values.append(self._score_row(row))  # left where it is, so that a GPU works while the next row is packed
             requests.append(row.requests if self.tree else np.full(len(row.requests), n))
-        nats = np.zeros(len(pairs), dtype=np.float32)
+        nats = np.zeros(len(ends), dtype=np.float32)
         if values:
             np.add.at(nats, np.concatenate(requests), torch.cat(values).cpu().numpy())
         return LogLikelihoods(nats, np.array([len(c) for c in ends], dtype=np.int64))
@@ -231,7 +176,7 @@ class CausalLM:
         if getattr(self._config, "attention_types", None):
             return False
         ids = [t for t in range(5, 25) if t < self._config.vocab_size] or [0, 1]
-        contexts = [self._start_ids + ids[:6] + ids[k : k + 3] for k in range(PROBES)]
+        contexts = [self.tokens.start_ids + ids[:6] + ids[k : k + 3] for k in range(PROBES)]
         ends = [[ids[(k + 1) % len(ids)], ids[0]] for k in range(PROBES)]
         try:
             (row,) = pack(contexts, ends, 10_000)
@@ -247,21 +192,6 @@ class CausalLM:
         # rounding moves single numbers by a percent, and their mean by half of one; a wrong mask by tens
         return bool(apart.mean() < 0.02 * np.abs(alone).mean())
 
-    @cached_property
-    def _stop_ids(self) -> list[int]:
-        """End-of-text marks and every token with a newline in it."""
-        stops = {self.tokenizer.eos_token_id} - {None}
-        ids = list(range(len(self.tokenizer)))
-        stops.update(
-            i for i, text in zip(ids, self.tokenizer.batch_decode([[i] for i in ids]), strict=True) if "\n" in text
-        )
-        return sorted(stops)
-
-    def _until_stop(self, ids: list[int]) -> list[int]:
-        """Cut what follows the first stop: padding, which some tokenizers would read as text."""
-        stop = next((i for i, token in enumerate(ids) if token in self._stop_ids), len(ids))
-        return ids[: stop + 1]
-
     @torch.inference_mode()
     def generate(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
         """Answer each prompt greedily up to the first newline; spaces at both ends are cut.
@@ -269,12 +199,7 @@ class CausalLM:
         Raises:
             PromptTooLong: a prompt that leaves no room for the answer.
         """
-        ids = [(self.prefix_ids + self.encode(p.rstrip(" "))) or self._start_ids for p in prompts]
-        for i, row in enumerate(ids):
-            if len(row) + max_new_tokens > self.context_length:
-                raise PromptTooLong(
-                    f"prompt {i}: {len(row)} + {max_new_tokens} tokens, the LM reads {self.context_length}"
-                )
+        ids = self.tokens.prompts(prompts, max_new_tokens, self.context_length)
         self._choose_attention(SHORT_ROW + 1)
         answers = [""] * len(prompts)
         by_length = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
@@ -291,12 +216,11 @@ class CausalLM:
                 attention_mask=mask,
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
-                eos_token_id=self._stop_ids,
+                eos_token_id=self.tokens.stop_ids,
                 pad_token_id=pad,
             )
             for i, row_ids in zip(chosen, out[:, width:], strict=True):
-                text = self.tokenizer.decode(self._until_stop(row_ids.tolist()), skip_special_tokens=True)
-                answers[i] = text.lstrip(" ").split("\n")[0].strip()
+                answers[i] = self.tokens.answer(row_ids.tolist())
         return answers
 
 
@@ -320,7 +244,6 @@ def build_causal_lm(
         raise ConfigError(f"lm.dtype: {dtype!r} is not one of auto, {', '.join(DTYPES)}")
     where = choose_device(device)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
         model = AutoModelForCausalLM.from_pretrained(
             name, revision=revision, dtype=DTYPES[fast_dtype(where) if dtype == "auto" else dtype]
         ).to(where)
@@ -328,6 +251,7 @@ def build_causal_lm(
     except (OSError, ValueError, KeyError, RuntimeError, AssertionError, SafetensorError) as error:
         reason = ("" if Path(name).is_dir() else "no such folder; from the hub: ") + str(error).splitlines()[0]
         raise ScorerUnavailable(f"{name}: cannot be loaded as a causal LM ({reason})") from None
+    tokenizer = load_tokenizer(name, revision).tokenizer
     folder = Path(name)
     fingerprint = fingerprint_files(folder) if folder.is_dir() else f"{name}@{model.config._commit_hash or revision}"
     return CausalLM(model, tokenizer, fingerprint, row_tokens=row_tokens)
