@@ -5,18 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from udr.errors import ArtifactError
 
-__all__ = ["fingerprint_files", "read_json", "write_atomically", "write_json"]
+__all__ = ["fingerprint_files", "read_json", "replacing", "write_atomically", "write_json"]
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a temporary file beside `path`, flush it to the disk, and rename it into place.
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary file beside `path` to write; at the end it is flushed to the disk and renamed into place.
 
     Raises:
         ArtifactError: the disk is full or the folder cannot be written; whatever stood at `path` before still does.
@@ -24,16 +25,27 @@ def write_atomically(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
+        yield temporary
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         fsync_folder(path.parent)
-    except OSError as error:
+    except BaseException as error:
         with suppress(OSError):  # where a parent is a file, even this fails
             temporary.unlink()
+        if not isinstance(error, OSError):
+            raise
         raise ArtifactError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        ArtifactError: the disk is full or the folder cannot be written; whatever stood at `path` before still does.
+    """
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def fsync_folder(folder: Path) -> None:

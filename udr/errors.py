@@ -12,6 +12,7 @@
     ├── IndexNotReady            a search before anything was indexed
     ├── PromptTooLong            text that cannot fit the token budget or the LM's context
     └── ScorerUnavailable        the language model cannot be loaded or reached
+        └── PartlyScored         it was lost on the way; holds the scores that it had given
 
     UDRWarning                   the work goes on, and its result may not be what was hoped for
 """
@@ -19,7 +20,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 __all__ = [
     "ArtifactError",
@@ -28,6 +30,7 @@ __all__ = [
     "FingerprintMismatch",
     "IndexNotReady",
     "MissingDependencyError",
+    "PartlyScored",
     "PromptTooLong",
     "ScorerUnavailable",
     "UDRError",
@@ -85,6 +88,15 @@ class PromptTooLong(UDRError):
 
 class ScorerUnavailable(UDRError):
     """The language model cannot be loaded or reached."""
+
+
+class PartlyScored(ScorerUnavailable):
+    """The language model was lost on the way: `found` are the log-likelihoods of those `requests` that it answered."""
+
+    def __init__(self, message: str, requests: Sequence[int], found: Any) -> None:
+        super().__init__(message)
+        self.requests = requests
+        self.found = found
 
 
 class UDRWarning(UserWarning):
