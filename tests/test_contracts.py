@@ -142,6 +142,29 @@ def test_a_scorer_takes_no_requests_and_refuses_bad_ones(scorer: LMScorer) -> No
         scorer.loglikelihood(["a", "b"], ["x"])
 
 
+def test_a_scorer_counts_beforehand_the_tokens_that_it_computes(scorer: LMScorer) -> None:
+    before = scorer.tokens_computed
+    counted = scorer.count_tokens(CONTEXTS, CONTINUATIONS)
+    assert counted > 0
+    scorer.loglikelihood(CONTEXTS, CONTINUATIONS)
+    assert scorer.tokens_computed - before == counted
+    assert scorer.count_tokens([], []) == 0
+
+
+OPTIONS = ["great", "terrible", "not so bad", "not so good", "not", "a joy", "a joy"]
+
+
+@pytest.mark.parametrize("before", ["It was ", "It was", "Answer:\t", ""])
+def test_beginnings_are_shorter_options_that_still_differ(scorer: LMScorer, before: str) -> None:
+    found = scorer.beginnings(before, OPTIONS)
+    assert len(found) == len(OPTIONS)
+    assert all(short and option.startswith(short) for short, option in zip(found, OPTIONS, strict=True))
+    assert len(set(found)) == len(set(OPTIONS))
+    assert sum(map(len, found)) < sum(map(len, OPTIONS))
+    counts = [scorer.loglikelihood([before] * len(OPTIONS), texts).tokens for texts in (found, OPTIONS)]
+    assert (counts[0] <= counts[1]).all()
+
+
 def test_a_scorer_has_a_fingerprint_and_a_context_length(scorer: LMScorer) -> None:
     assert isinstance(scorer.fingerprint, str)
     assert scorer.fingerprint

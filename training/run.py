@@ -223,7 +223,8 @@ def score(run: Run, number: int) -> None:
         if not path.is_file():
             lists = _read_lists(run, number, name, "proposed")
             progress = run.report(f"round {number}: LM scores of {name}")
-            write_candidates(path, score_lists(data, lists, run.scorer, progress, run.config.mining.gold_only))
+            mining = run.config.mining
+            write_candidates(path, score_lists(data, lists, run.scorer, progress, mining.gold_only, mining.shortcut))
 
 
 def _read_lists(run: Run, number: int, name: str, stage: Literal["proposed", "scored"]) -> Sequence[CandidateList]:

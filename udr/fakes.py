@@ -91,6 +91,7 @@ class FakeLM:
         self._context_length = context_length
         self.separator = separator
         self.joiner = joiner
+        self.tokens_computed = 0
 
     @property
     def fingerprint(self) -> str:
@@ -104,6 +105,20 @@ class FakeLM:
     def encode(self, text: str) -> list[int]:
         """Token ids, the same in every process; texts that end at a token's border add up."""
         return [_hash(token) for token in TOKEN.findall(text)]
+
+    def count_tokens(self, contexts: Sequence[str], continuations: Sequence[str]) -> int:
+        """Tokens that `loglikelihood` would read: nothing is shared."""
+        return sum(len(self.encode(a)) + len(self.encode(b)) for a, b in zip(contexts, continuations, strict=True))
+
+    def beginnings(self, before: str, options: Sequence[str]) -> tuple[str, ...]:
+        """The shortest beginnings of whole tokens that tell options apart."""
+        own = [TOKEN.findall(o) for o in options]
+        found = []
+        for tokens in own:
+            others = [other for other in own if other != tokens]
+            n = next((n for n in range(1, len(tokens)) if all(o[:n] != tokens[:n] for o in others)), len(tokens))
+            found.append("".join(tokens[:n]))
+        return tuple(found)
 
     def loglikelihood(self, contexts: Sequence[str], continuations: Sequence[str]) -> LogLikelihoods:
         """Score each continuation after its context: nats (n,), all negative, and its number of tokens (n,).
@@ -122,6 +137,7 @@ class FakeLM:
                 raise ConfigError(f"request {i}: the continuation has no tokens")
             self._check_length(f"request {i}", length, int(tokens[i]))
             nats[i] = -tokens[i] * _surprise(demonstrations, continuation)
+            self.tokens_computed += length + int(tokens[i])
         return LogLikelihoods(nats, tokens)
 
     def generate(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]:

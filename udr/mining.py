@@ -15,13 +15,13 @@ from udr.draw import seeded, spread
 from udr.errors import DataError
 from udr.prompt import render_demonstration
 from udr.retriever import build_dense_ranker, most_copies
-from udr.scoring.feedback import score_pairs
+from udr.scoring.feedback import Pair, Shortcut, score_pairs
 from udr.tasks.spec import TaskSpec
 from udr.types import Candidate, CandidateList, Demonstration, Encoder, FloatArray, LMScorer, Progress, Tokenizer
 
 BORDER = 2  # tokens that a text may gain where it is put together with another: BOS, the joiner
 
-__all__ = ["choose_queries", "drop_long", "propose_bm25", "propose_dense", "sample", "score_lists"]
+__all__ = ["choose_queries", "drop_long", "pairs_of", "propose_bm25", "propose_dense", "sample", "score_lists"]
 
 
 def choose_queries(pool: Sequence[Demonstration], count: int, seed: int, balanced: bool = False) -> list[Demonstration]:
@@ -121,14 +121,8 @@ def sample(
     return kept
 
 
-def score_lists(
-    data: TaskData,
-    lists: Sequence[CandidateList],
-    scorer: LMScorer,
-    progress: Progress | None = None,
-    gold_only: bool = False,
-) -> list[CandidateList]:
-    """Score every candidate with the LM and rank each list.
+def pairs_of(data: TaskData, lists: Sequence[CandidateList]) -> list[Pair]:
+    """Every (candidate, query) of the lists, in their order.
 
     Raises:
         DataError: the lists were made over another pool.
@@ -137,8 +131,24 @@ def score_lists(
     unknown = {i for one in lists for i in (one.query_id, *(c.demonstration_id for c in one.candidates))} - by_id.keys()
     if unknown:
         raise DataError(f"task {data.spec.name}: the candidate lists name {min(unknown)}, which the pool does not hold")
-    pairs = [(by_id[c.demonstration_id], by_id[one.query_id]) for one in lists for c in one.candidates]
-    scores = iter(score_pairs(data.spec, scorer, pairs, progress, gold_only).tolist())
+    return [(by_id[c.demonstration_id], by_id[one.query_id]) for one in lists for c in one.candidates]
+
+
+def score_lists(
+    data: TaskData,
+    lists: Sequence[CandidateList],
+    scorer: LMScorer,
+    progress: Progress | None = None,
+    gold_only: bool = False,
+    shortcut: Shortcut = "none",
+) -> list[CandidateList]:
+    """Score every candidate with the LM and rank each list; `shortcut` as in `udr.scoring.feedback.score_pairs`.
+
+    Raises:
+        DataError: the lists were made over another pool.
+    """
+    pairs = pairs_of(data, lists)
+    scores = iter(score_pairs(data.spec, scorer, pairs, progress, gold_only, shortcut).tolist())
     return [
         replace(one, candidates=with_ranks([replace(c, lm_score=next(scores)) for c in one.candidates]))
         for one in lists

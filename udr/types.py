@@ -186,6 +186,10 @@ class LMScorer(Protocol):
     def context_length(self) -> int: ...
     @property
     def prompts_per_call(self) -> int: ...  # so many are worth handing over at once; more only delay the next report
+    @property
+    def tokens_computed(self) -> int: ...  # so far; text that requests share is counted as often as it is read
+    def count_tokens(self, contexts: Sequence[str], continuations: Sequence[str]) -> int: ...  # that it would compute
+    def beginnings(self, before: str, options: Sequence[str]) -> tuple[str, ...]: ...  # that tell them apart, in tokens
     def loglikelihood(self, contexts: Sequence[str], continuations: Sequence[str]) -> LogLikelihoods: ...
 
 

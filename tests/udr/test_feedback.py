@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from udr.errors import DataError
 from udr.fakes import FakeLM
 from udr.prompt import render
-from udr.scoring.feedback import choose_options, normalise, score_pairs
+from udr.scoring.feedback import Shortcut, choose_options, normalise, score_pairs
 from udr.tasks.spec import Normalisation, TaskSpec, Template
 from udr.types import Demonstration, LogLikelihoods, Query
 
@@ -29,6 +29,13 @@ class Table:
     def __init__(self, prompts_per_call: int = 64) -> None:
         self.prompts_per_call = prompts_per_call
         self.calls: list[list[tuple[str, str]]] = []
+        self.tokens_computed = 0
+
+    def count_tokens(self, contexts: Sequence[str], continuations: Sequence[str]) -> int:
+        return len(contexts)
+
+    def beginnings(self, before: str, options: Sequence[str]) -> tuple[str, ...]:
+        return tuple(o.split()[0] for o in options)
 
     def loglikelihood(self, contexts: Sequence[str], continuations: Sequence[str]) -> LogLikelihoods:
         asked = list(zip(contexts, continuations, strict=True))
@@ -139,6 +146,52 @@ def test_pairs_are_visited_by_demonstration_in_chunks_and_answered_in_place(
     assert all(len(call) <= 2 * size for call in table.calls)
     assert told == [(0, 9), *((min(n + size, 9), 9) for n in range(0, 9, size))]
     assert found.tolist() == [score_pairs(spec, Table(), [pair])[0] for pair in pairs]
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_the_first_token_shortcut_is_the_share_among_the_options_beginnings(how: Normalisation) -> None:
+    spec, table = classification(how), Table()
+    pairs = [(z, x) for z in ROWS for x in ROWS if z is not x]
+    found = score_pairs(spec, table, pairs, shortcut="first_token")
+    assert {continuation for call in table.calls for _, continuation in call} == {"not", "grammatical"}
+    short = spec.model_copy(update={"verbaliser": {"0": "not", "1": "grammatical"}})
+    expected = []
+    for z, x in pairs:
+        values = plain_scores(short, render(spec, [z], x.query), x.query)
+        gold = ["0", "1"].index(x.output)
+        expected.append(values[gold] - math.log(sum(map(math.exp, values))))
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("how", HOWS)
+@given(order=st.permutations([(z, x) for z in ROWS for x in ROWS]), size=st.integers(1, 9))
+def test_halving_asks_the_better_half_in_full_and_keeps_the_order_of_the_rest_below(
+    how: Normalisation, order: list[tuple[Demonstration, Demonstration]], size: int
+) -> None:
+    spec, table, pairs = choice(how), Table(), order[:size]
+    told: list[tuple[int, int]] = []
+    found = score_pairs(spec, table, pairs, lambda *now: told.append(now), shortcut="halving")
+    exact = score_pairs(spec, Table(), pairs)
+    gold = [plain_nats(render(spec, [z], x.query), x.output) for z, x in pairs]
+    asked = 0
+    for query in {x.id for _, x in pairs}:
+        own = sorted((i for i, (_, x) in enumerate(pairs) if x.id == query), key=lambda i: (-gold[i], pairs[i][0].id))
+        kept, dropped = own[: (len(own) + 1) // 2], own[(len(own) + 1) // 2 :]
+        asked += len(kept)
+        assert found[kept] == pytest.approx(exact[kept])
+        scores = [found[i] for i in dropped]
+        assert scores == sorted(scores, reverse=True)
+        assert all(score <= found[kept].min() for score in scores)
+    assert told[0] == (0, size + asked)
+    assert told[-1] == (size + asked, size + asked)
+
+
+@pytest.mark.parametrize("shortcut", ["first_token", "halving"])
+def test_shortcuts_are_of_options_and_leave_generation_alone(copying: TaskSpec, shortcut: Shortcut) -> None:
+    pairs = [(z, x) for z in ROWS for x in ROWS]
+    np.testing.assert_array_equal(
+        score_pairs(copying, Table(), pairs, shortcut=shortcut), score_pairs(copying, Table(), pairs)
+    )
 
 
 @pytest.mark.parametrize("how", HOWS)

@@ -236,18 +236,41 @@ class CachedScorer:
     def prompts_per_call(self) -> int:
         return self.scorer.prompts_per_call
 
+    @property
+    def tokens_computed(self) -> int:
+        return self.scorer.tokens_computed
+
+    def beginnings(self, before: str, options: Sequence[str]) -> tuple[str, ...]:
+        return self.scorer.beginnings(before, options)
+
+    def count_tokens(self, contexts: Sequence[str], continuations: Sequence[str]) -> int:
+        """Tokens that would be computed for what is not known yet."""
+        missing = self.missing(contexts, continuations)
+        return self.scorer.count_tokens([contexts[i] for i in missing], [continuations[i] for i in missing])
+
+    def missing(self, contexts: Sequence[str], continuations: Sequence[str]) -> list[int]:
+        """Requests that are not known yet, a repeated one once."""
+        return list(self._look_up(contexts, continuations)[2].values())
+
+    def _look_up(
+        self, contexts: Sequence[str], continuations: Sequence[str]
+    ) -> tuple[list[bytes], dict[bytes, tuple[float, int]], dict[bytes, int]]:
+        """The key of every request, the scores that are known, and where each missing request stands first."""
+        keys = [score_key(self.fingerprint, a, b) for a, b in zip(contexts, continuations, strict=True)]
+        known = self.cache.get(list(dict.fromkeys(keys)))
+        first: dict[bytes, int] = {}
+        for i, key in enumerate(keys):
+            if key not in known:
+                first.setdefault(key, i)
+        return keys, known, first
+
     def loglikelihood(self, contexts: Sequence[str], continuations: Sequence[str]) -> LogLikelihoods:
         """Like the scorer's own.
 
         Raises:
             ScorerUnavailable: the LM answered with a number that is none (nan, inf); it is not stored, the others are.
         """
-        keys = [score_key(self.fingerprint, a, b) for a, b in zip(contexts, continuations, strict=True)]
-        known = self.cache.get(list(dict.fromkeys(keys)))
-        first: dict[bytes, int] = {}  # of each missing request, where it stands first
-        for i, key in enumerate(keys):
-            if key not in known:
-                first.setdefault(key, i)
+        keys, known, first = self._look_up(contexts, continuations)
         missing = list(first.values())
         if missing:
             try:

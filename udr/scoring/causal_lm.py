@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,14 @@ class CausalLM:
         """Token ids without BOS."""
         return self.tokens.encode(text)
 
+    def beginnings(self, before: str, options: Sequence[str]) -> tuple[str, ...]:
+        """The shortest beginnings that tell options apart behind `before`."""
+        return self.tokens.beginnings(before, options)
+
+    def count_tokens(self, contexts: Sequence[str], continuations: Sequence[str]) -> int:
+        """Tokens that `loglikelihood` would compute."""
+        return sum(len(row.tokens) for row in self._rows(*self._requests(contexts, continuations)))
+
     def loglikelihood(self, contexts: Sequence[str], continuations: Sequence[str]) -> LogLikelihoods:
         """Score each continuation after its context: nats (n,) summed over its tokens, and their number (n,).
 
@@ -87,20 +96,30 @@ class CausalLM:
             ConfigError: an empty continuation.
             PromptTooLong: a request that exceeds the LM's context (names its number and length).
         """
-        starts, ends = self.tokens.requests(contexts, continuations, self.context_length)
-        if self.tree:
-            rows = pack(starts, ends, self.row_tokens)
-        else:
-            rows = (row for a, b in zip(starts, ends, strict=True) for row in pack([a], [b], self.row_tokens))
+        starts, ends = self._requests(contexts, continuations)
         values: list[torch.Tensor] = []
         requests: list[IntArray] = []
-        for n, row in enumerate(rows):
+        for row in self._rows(starts, ends):
             values.append(self._score_row(row))  # left where it is, so that a GPU works while the next row is packed
-            requests.append(row.requests if self.tree else np.full(len(row.requests), n))
+            requests.append(row.requests)
         nats = np.zeros(len(ends), dtype=np.float32)
         if values:
             np.add.at(nats, np.concatenate(requests), torch.cat(values).cpu().numpy())
         return LogLikelihoods(nats, np.array([len(c) for c in ends], dtype=np.int64))
+
+    def _requests(
+        self, contexts: Sequence[str], continuations: Sequence[str]
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        return self.tokens.requests(contexts, continuations, self.context_length)
+
+    def _rows(self, starts: Sequence[list[int]], ends: Sequence[list[int]]) -> Iterator[TokenRow]:
+        """Forward passes that share what the requests have in common, or one for each request."""
+        if self.tree:
+            yield from pack(starts, ends, self.row_tokens)
+            return
+        for n, (start, end) in enumerate(zip(starts, ends, strict=True)):
+            (row,) = pack([start], [end], self.row_tokens)
+            yield replace(row, requests=np.full(len(row.requests), n))
 
     @torch.inference_mode()
     def _score_row(self, row: TokenRow) -> torch.Tensor:

@@ -81,6 +81,23 @@ class LMTokenizer:
                 )
         return [c or self.start_ids for c, _ in pairs], [c for _, c in pairs]
 
+    def beginnings(self, before: str, options: Sequence[str]) -> tuple[str, ...]:
+        """The shortest beginnings of whole tokens that tell the options apart behind `before`.
+
+        An option stays whole where another one begins like all of it, or where its beginning alone would be read as
+        other tokens.
+        """
+        ids = [self.token_ids(before, o)[1] for o in options]
+        spaces = len(before) - len(before.rstrip(" "))
+        found = []
+        for own, option in zip(ids, options, strict=True):
+            same = max((_common(own, other) for other in ids if other != own), default=0)
+            text = str(self.tokenizer.decode([*self.encode(self._anchor), *own[: same + 1]]))
+            text = text[len(self._anchor) + spaces :]
+            whole = not option.startswith(text) or self.token_ids(before, text)[1] != own[: same + 1]
+            found.append(option if whole else text)
+        return tuple(found)
+
     def prompts(self, texts: Sequence[str], max_new_tokens: int, context_length: int) -> list[list[int]]:
         """Token ids of prompts that want an answer; the spaces a prompt ends in are left to the answer.
 
@@ -116,6 +133,11 @@ class LMTokenizer:
         distinct = list(dict.fromkeys(texts))
         found = self.tokenizer(distinct, add_special_tokens=False)["input_ids"] if distinct else []
         return dict(zip(distinct, found, strict=True))
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """Tokens that two sequences begin with alike."""
+    return next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def load_tokenizer(name: str, revision: str = "main") -> LMTokenizer:
