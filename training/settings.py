@@ -22,6 +22,16 @@ class LMSettings(StrictConfig):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 where the device is fast at it
     device: str = "auto"  # auto: the GPU if there is one
     row_tokens: int | None = Field(default=None, ge=16)  # in one forward pass; null: 256 on a CPU, 2048 on a GPU
+    # addresses of OpenAI-compatible servers (vLLM, SGLang, …) that hold this LM and are asked instead of one in
+    # process; `name` is then needed for its tokenizer. The command line's --scorer URL adds one
+    servers: tuple[str, ...] = ()
+    served_name: str = ""  # what the servers call it; none: `name`, or the folder's own name
+    in_flight: int = Field(default=16, ge=1, le=1024)  # requests under way at once to one server
+    timeout: float = Field(default=120, gt=0)  # seconds for one request
+    patience: float = Field(default=120, ge=0)  # seconds that all servers may be down before the run stops
+    key_file: Path | None = None  # holds the key that the servers want
+    # compare the servers with the weights in the folder `name`, where it holds some; false: a quantised copy is meant
+    check_weights: bool = True
 
 
 class EncoderSettings(StrictConfig):

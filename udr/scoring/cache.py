@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
@@ -90,8 +91,10 @@ class ScoreCache:
             )
             self._db.execute("ALTER TABLE scores ADD COLUMN model INTEGER NOT NULL DEFAULT 0")
             self._db.execute("ALTER TABLE scores ADD COLUMN day INTEGER NOT NULL DEFAULT 0")  # since 1970
-            self._db.execute("CREATE TABLE models (id INTEGER PRIMARY KEY, fingerprint TEXT NOT NULL UNIQUE)")
-            self._db.execute("INSERT INTO models VALUES (0, '')")
+            self._db.execute(
+                "CREATE TABLE models (id INTEGER PRIMARY KEY, fingerprint TEXT NOT NULL UNIQUE, probe TEXT)"
+            )
+            self._db.execute("INSERT INTO models (id, fingerprint) VALUES (0, '')")
             self._db.execute(f"PRAGMA user_version = {LAYOUT}")
         self._db.execute("COMMIT")
 
@@ -156,6 +159,17 @@ class ScoreCache:
             if not isinstance(error, sqlite3.Error):
                 raise
             raise ArtifactError(f"{self.path}: the scores cannot be stored ({error}); those before are kept") from None
+
+    def probe(self, fingerprint: str) -> list[float] | None:
+        """What an LM thought of the probes (`udr.scoring.identity`) when it was first met."""
+        row = self._db.execute("SELECT probe FROM models WHERE fingerprint = ?", [fingerprint]).fetchone()
+        return None if row is None or row[0] is None else [float(v) for v in json.loads(row[0])]
+
+    def keep_probe(self, fingerprint: str, values: Sequence[float]) -> None:
+        """Remember what an LM thinks of the probes, to know it again."""
+        with self._transaction():
+            number = self._model(fingerprint)
+            self._db.execute("UPDATE models SET probe = ? WHERE id = ?", [json.dumps(list(values)), number])
 
     def stats(self) -> list[ModelScores]:
         """What is held of each LM, by its fingerprint; reads the whole file."""

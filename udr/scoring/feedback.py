@@ -13,7 +13,7 @@ from udr.prompt import render
 from udr.tasks.spec import Normalisation, TaskSpec
 from udr.types import Demonstration, LMScorer, LogLikelihoods, Progress, Query
 
-__all__ = ["Pair", "Shortcut", "choose_options", "normalise", "score_pairs"]
+__all__ = ["Pair", "Shortcut", "choose_options", "normalise", "requests_of", "score_pairs"]
 
 Pair = tuple[Demonstration, Demonstration]  # a candidate and the query that it is to help
 Shortcut = Literal["none", "first_token", "halving"]
@@ -65,6 +65,25 @@ def score_pairs(
     if shortcut == "halving":
         return _halving(spec, scorer, pairs, progress)
     return _shares(spec, scorer, pairs, everything, _Told(progress, len(pairs)), shortcut == "first_token")
+
+
+def requests_of(
+    spec: TaskSpec,
+    scorer: LMScorer,
+    pairs: Sequence[Pair],
+    gold_only: bool = False,
+    shortcut: Shortcut = "none",
+) -> tuple[list[str], list[str]]:
+    """The contexts and continuations that `score_pairs` asks about, but for priors; of halving any half is taken."""
+    contexts = [render(spec, [z], x.query) for z, x in pairs]
+    gold = [spec.verbalise(x.output) for _, x in pairs]
+    if spec.kind == "generation" or gold_only:
+        return contexts, gold
+    kept = range(0, len(pairs), 2 if shortcut == "halving" else 1)
+    options = _options(spec, scorer, [pairs[i][1].query for i in kept], shortcut == "first_token")
+    asked = [(contexts[i], o) for i, own in zip(kept, options, strict=True) for o in own]
+    asked += list(zip(contexts, gold, strict=True)) if shortcut == "halving" else []
+    return [c for c, _ in asked], [o for _, o in asked]
 
 
 class _Told:
@@ -153,14 +172,20 @@ def choose_options(
     return chosen
 
 
+def _options(spec: TaskSpec, scorer: LMScorer, queries: Sequence[Query], shorten: bool) -> list[tuple[str, ...]]:
+    """The options of every query, whole or as far as they must be read to be told apart."""
+    options = [tuple(spec.options(q.choices)) for q in queries]
+    if not shorten:
+        return options
+    short = {own: scorer.beginnings(spec.template.answer_prefix, own) for own in dict.fromkeys(options)}
+    return [short[own] for own in options]
+
+
 def _option_scores(
     spec: TaskSpec, scorer: LMScorer, contexts: Sequence[str], queries: Sequence[Query], shorten: bool = False
 ) -> list[NDArray[np.float64]]:
     """Normalised score of every option of every query, a (number of options,) array each."""
-    options = [spec.options(q.choices) for q in queries]
-    if shorten:
-        short = {own: scorer.beginnings(spec.template.answer_prefix, own) for own in dict.fromkeys(options)}
-        options = [short[own] for own in options]
+    options = _options(spec, scorer, queries, shorten)
     flat = [(c, o) for c, own in zip(contexts, options, strict=True) for o in own]
     found = scorer.loglikelihood([c for c, _ in flat], [o for _, o in flat])
     prior = None

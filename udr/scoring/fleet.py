@@ -1,0 +1,177 @@
+"""Many requests in flight to one or several LLM servers: least loaded first, retries, and a circuit breaker each.
+
+A server that answers 429 or not in time is asked for less at once, and slowly for more again. One that fails several
+times in a row is left alone for a while, then tried with a single request. A request goes to another server when one
+fails; it is given up when no server has done anything for `patience` seconds, or when it failed too often itself.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from typing import Generic, TypeVar
+
+from udr.errors import ScorerUnavailable, UDRError
+from udr.scoring.endpoint import Endpoint, Failure
+
+__all__ = ["Fleet"]
+
+J = TypeVar("J")
+R = TypeVar("R")
+
+TRIES = 8  # of one request whose answers cannot be read
+FAILURES = 3  # in a row, until a server is left alone
+REST = (1.0, 30.0)  # seconds that it is left alone at first and at most
+BACK_OFF = (0.1, 10.0)  # seconds between tries of one request at first and at most
+SLOW_START = 4  # requests in flight to a server that has not answered yet
+
+
+class _Line:
+    """The way to one server: how much is under way there, and whether it is to be trusted."""
+
+    def __init__(self, endpoint: Endpoint, most: int) -> None:
+        self.endpoint = endpoint
+        self.most = most
+        self.limit = float(min(SLOW_START, most))
+        self.load = 0
+        self.failures = 0  # in a row
+        self.rest = REST[0]
+        self.closed_until = 0.0
+        self.heard = time.monotonic()  # when it last was well, or was begun
+        self.trouble: Failure | None = None  # since then
+
+    def open(self, now: float) -> bool:
+        if self.failures >= FAILURES:  # after its rest one request tries it
+            return now >= self.closed_until and self.load == 0
+        return now >= self.closed_until and self.load < int(self.limit)
+
+    def lost(self, now: float, patience: float) -> bool:
+        return self.trouble is not None and now - self.heard > patience
+
+    def succeeded(self, now: float) -> None:
+        self.failures, self.rest, self.heard, self.trouble = 0, REST[0], now, None
+        self.limit = min(self.most, self.limit + 1 / self.limit)
+
+    def failed(self, failure: Failure, now: float) -> None:
+        self.trouble = failure
+        if failure.kind == "garbled":  # it is there; others are asked first
+            self.failures, self.heard = min(self.failures + 1, FAILURES - 1), now
+            return
+        self.limit = max(1.0, self.limit / 2)
+        if failure.kind == "busy":
+            if failure.wait:
+                self.closed_until = max(self.closed_until, now + failure.wait)
+                self.heard = max(self.heard, self.closed_until)  # a time that it named is not waited for in vain
+            return
+        self.failures += 1
+        if self.failures >= FAILURES:
+            self.closed_until = now + self.rest
+            self.rest = min(REST[1], 2 * self.rest)
+
+
+class Fleet(Generic[J, R]):
+    """Runs jobs on servers; `in_flight` bounds what one server is asked at once."""
+
+    def __init__(self, endpoints: Sequence[Endpoint], *, in_flight: int = 16, patience: float = 120.0) -> None:
+        self.endpoints = list(endpoints)
+        self.patience = patience
+        self._lines = [_Line(e, in_flight) for e in endpoints]
+        self._changed = threading.Condition()
+        self._pool = ThreadPoolExecutor(in_flight * len(self._lines), thread_name_prefix="llm-server")
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        for endpoint in self.endpoints:
+            endpoint.close()
+
+    def run(self, jobs: Sequence[J], call: Callable[[Endpoint, J], R]) -> tuple[list[R | None], UDRError | None]:
+        """Do every job; results in order, and why the work was stopped, if it was.
+
+        After an error no further job is begun; those under way are waited for, so that nothing paid is thrown away.
+        """
+        now = time.monotonic()
+        for line in self._lines:
+            line.heard, line.trouble = max(line.heard, now), None  # the time between two calls does not count
+        stop = threading.Event()
+        futures = [self._pool.submit(self._do, job, call, stop) for job in jobs]
+        try:
+            wait(futures, return_when=FIRST_EXCEPTION)
+        finally:
+            if any(f.done() and not f.cancelled() and f.exception() for f in futures) or not all(
+                f.done() for f in futures
+            ):
+                self._halt(stop)
+        wait(futures)
+        results: list[R | None] = []
+        error: UDRError | None = None
+        for future in futures:
+            problem = future.exception()
+            if problem is not None and not isinstance(problem, UDRError):
+                raise problem
+            error = error or problem
+            results.append(None if problem else future.result())
+        return results, error
+
+    def _halt(self, stop: threading.Event) -> None:
+        stop.set()
+        with self._changed:
+            self._changed.notify_all()
+
+    def _do(self, job: J, call: Callable[[Endpoint, J], R], stop: threading.Event) -> R | None:
+        tries = 0
+        while not stop.is_set():
+            line = self._take(stop)
+            if line is None:
+                return None
+            try:
+                result = call(line.endpoint, job)
+            except Failure as failure:
+                self._give_back(line, failure)
+                tries += failure.kind == "garbled"
+                if tries >= TRIES:
+                    raise ScorerUnavailable(f"{failure}; tried {tries} times") from None
+                pause = min(BACK_OFF[1], BACK_OFF[0] * 2 ** min(tries, 10))
+                stop.wait(random.uniform(0.5, 1.5) * pause if failure.wait is None else 0.0)
+            except BaseException:
+                self._give_back(line, None)
+                raise
+            else:
+                self._give_back(line, None)
+                return result
+        return None
+
+    def _take(self, stop: threading.Event) -> _Line | None:
+        """The least loaded server that takes requests, waited for.
+
+        Raises:
+            ScorerUnavailable: none has for `patience` seconds.
+        """
+        with self._changed:
+            while not stop.is_set():
+                now = time.monotonic()
+                if all(line.lost(now, self.patience) for line in self._lines):
+                    troubles = "; ".join(str(line.trouble) for line in self._lines)
+                    raise ScorerUnavailable(
+                        f"{troubles}; nothing else for {self.patience:g} s: what was scored is kept, look after the "
+                        "servers and run again"
+                    )
+                ready = [line for line in self._lines if line.open(now)]
+                if ready:
+                    line = min(ready, key=lambda one: (one.failures, one.load / one.limit))
+                    line.load += 1
+                    return line
+                self._changed.wait(0.05)
+        return None
+
+    def _give_back(self, line: _Line, failure: Failure | None) -> None:
+        with self._changed:
+            line.load -= 1
+            now = time.monotonic()
+            if failure is None:
+                line.succeeded(now)
+            else:
+                line.failed(failure, now)
+            self._changed.notify_all()

@@ -1,0 +1,174 @@
+"""An LM behind LLM servers: log-likelihoods of exact tokens, and greedy answers, over HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from warnings import warn
+
+import numpy as np
+
+from udr.artifacts import fingerprint_files
+from udr.errors import PartlyScored, ScorerUnavailable, UDRWarning
+from udr.scoring.endpoint import FEATURES, Endpoint, Failure
+from udr.scoring.fleet import Fleet
+from udr.scoring.identity import PROBES, check_tokenizer, check_weights, probe_endpoint, served_model
+from udr.scoring.reads import bundles, plan
+from udr.scoring.tokens import LMTokenizer, load_tokenizer
+from udr.types import LogLikelihoods
+
+__all__ = ["ServedLM", "build_served_lm"]
+
+UNTOLD_LENGTH = 2048  # tokens that a server reads which does not say so
+CALLS_AHEAD = 16  # requests of each in-flight place that one call hands over
+
+
+class ServedLM:
+    """A frozen LM that some servers hold. Texts become token ids here, by the LM's own tokenizer."""
+
+    prompts_per_call: int
+
+    def __init__(
+        self, fleet: Fleet[Any, Any], tokens: LMTokenizer, fingerprint: str, context_length: int, in_flight: int = 16
+    ) -> None:
+        self.fleet = fleet
+        self.tokens = tokens
+        self._fingerprint = fingerprint
+        self._context_length = context_length
+        self.prompts_per_call = CALLS_AHEAD * in_flight * len(fleet.endpoints)
+        self.tokens_computed = 0
+        self.probed: Sequence[float] = ()  # the probes, as the servers answered them at the start
+        self.offers = frozenset.intersection(*(e.offers for e in fleet.endpoints))
+        if not self.offers:
+            told = "; ".join(f"{e.url}: {', '.join(sorted(e.offers)) or 'none'}" for e in fleet.endpoints)
+            raise ScorerUnavailable(
+                f"no way of scoring that all servers offer ({told}); one of {', '.join(FEATURES)} is needed"
+            )
+
+    @property
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+    @property
+    def context_length(self) -> int:
+        return self._context_length
+
+    def close(self) -> None:
+        self.fleet.close()
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids without BOS."""
+        return self.tokens.encode(text)
+
+    def beginnings(self, before: str, options: Sequence[str]) -> tuple[str, ...]:
+        """The shortest beginnings that tell options apart behind `before`."""
+        return self.tokens.beginnings(before, options)
+
+    def count_tokens(self, contexts: Sequence[str], continuations: Sequence[str]) -> int:
+        """Tokens of the prompts that would be sent."""
+        starts, ends = self.tokens.requests(contexts, continuations, self.context_length - 1)
+        return sum(len(read.ids) for read in plan(starts, ends, self.offers).reads)
+
+    def loglikelihood(self, contexts: Sequence[str], continuations: Sequence[str]) -> LogLikelihoods:
+        """Score each continuation after its context: nats (n,) summed over its tokens, and their number (n,).
+
+        Raises:
+            ConfigError: an empty continuation.
+            PromptTooLong: a request that exceeds the LM's context (names its number and length).
+            PartlyScored: the servers were lost on the way, or one answered with nonsense again and again.
+        """
+        # one token less than the context: servers generate one behind the prompt
+        starts, ends = self.tokens.requests(contexts, continuations, self.context_length - 1)
+        planned = plan(starts, ends, self.offers)
+        jobs = bundles(planned.reads)
+        results, error = self.fleet.run(jobs, lambda endpoint, job: endpoint.read([planned.reads[i] for i in job]))
+        values: dict[tuple[int, int], float] = {}  # (read, target) -> nats
+        for job, result in zip(jobs, results, strict=True):
+            for i, nats in zip(job, result or (), strict=False):
+                values.update({(i, token): v for token, v in zip(planned.columns(i), nats, strict=True)})
+                self.tokens_computed += len(planned.reads[i].ids)
+        done = [i for i, places in enumerate(planned.places) if all(p in values for p in places)]
+        found = LogLikelihoods(
+            np.array([sum(values[p] for p in planned.places[i]) for i in done], dtype=np.float32),
+            np.array([len(ends[i]) for i in done], dtype=np.int64),
+        )
+        if error is not None:
+            raise PartlyScored(str(error), done, found) from None
+        return found
+
+    def generate(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
+        """Answer each prompt greedily up to the first newline; spaces at both ends are cut.
+
+        Raises:
+            PromptTooLong: a prompt that leaves no room for the answer.
+            ScorerUnavailable: the servers were lost.
+        """
+        ids = self.tokens.prompts(prompts, max_new_tokens, self.context_length)
+        results, error = self.fleet.run(ids, lambda endpoint, one: endpoint.generate([one], max_new_tokens)[0])
+        if error is not None:
+            raise error
+        return [str(text).lstrip(" ").split("\n")[0].strip() for text in results]
+
+
+def build_served_lm(
+    name: str,
+    servers: Sequence[str],
+    *,
+    revision: str = "main",
+    served_name: str = "",
+    in_flight: int = 16,
+    timeout: float = 120.0,
+    patience: float = 120.0,
+    key: str = "",
+    expected: Mapping[str, Sequence[float]] | None = None,
+) -> ServedLM:
+    """Open the LM `name` (a local folder or hub name, for its tokenizer) that `servers` hold.
+
+    Servers that do not answer at the start are left out, with a warning, where another one does. `expected` are
+    log-probabilities of `PROBES` from a source that is trusted, by that source's name.
+
+    Raises:
+        ScorerUnavailable: no server answers, or none offers a way of scoring.
+        ConfigError: a server holds another model than asked for.
+        FingerprintMismatch: a server's tokenizer or weights are not those asked for.
+    """
+    tokens = load_tokenizer(name, revision)
+    endpoints: list[Endpoint] = []
+    with ExitStack() as opened:  # closes them all where one is refused
+        silent, lengths, kinds = [], [], set()
+        known = dict(expected or {})
+        for url in dict.fromkeys(servers):
+            endpoint = Endpoint(url, timeout=timeout, key=key, connections=in_flight)
+            opened.callback(endpoint.close)
+            try:
+                model = served_model(endpoint, name, served_name)
+                endpoint.model = model["id"]
+                check_tokenizer(endpoint, tokens, name)
+                endpoint.detect(tokens.start_ids + tokens.encode(PROBES[0][0]))
+                if endpoint.offers:
+                    found = probe_endpoint(endpoint, tokens)
+                    check_weights(endpoint.url, found, known)
+                    known[endpoint.url] = found
+            except Failure as failure:
+                silent.append(str(failure))
+                continue
+            lengths += [int(model["max_model_len"])] if model.get("max_model_len") else []
+            kinds.add(str(model.get("owned_by") or "server").lower())
+            endpoints.append(endpoint)
+        if not endpoints:
+            raise ScorerUnavailable(f"no LLM server answers ({'; '.join(silent)})")
+        if silent:
+            warn(f"left out: {'; '.join(silent)}", UDRWarning, stacklevel=2)
+        lengths = lengths or [int(min(tokens.tokenizer.model_max_length, UNTOLD_LENGTH))]
+        folder = Path(name)
+        base = fingerprint_files(folder) if folder.is_dir() else f"{name}@{revision}"
+        # two servers' numbers differ in the last bits as two devices' do: they do not mix with those made in process
+        fingerprint = f"{base}-served-by-{'+'.join(sorted(kinds))}"
+        fleet: Fleet[Any, Any] = Fleet(endpoints, in_flight=in_flight, patience=patience)
+        opened.callback(fleet.close)
+        lm = ServedLM(fleet, tokens, fingerprint, min(lengths), in_flight)
+        lm.probed = known[endpoints[0].url]
+        opened.pop_all()
+    return lm
