@@ -144,9 +144,9 @@ def test_the_tree_is_switched_off_for_a_model_that_would_answer_differently(
     make_lm: MakeLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = make_lm("llama").model
-    forward = model.forward
+    forward = model.model.forward
     # a model that passes the mask over
-    monkeypatch.setattr(model, "forward", lambda **kwargs: forward(**{**kwargs, "attention_mask": None}))
+    monkeypatch.setattr(model.model, "forward", lambda **kwargs: forward(**{**kwargs, "attention_mask": None}))
     assert not CausalLM(model, make_lm("llama").tokenizer, "deaf").tree
 
 
@@ -159,9 +159,36 @@ def test_the_noise_of_bfloat16_does_not_switch_the_tree_off_and_a_wrong_mask_doe
         model.get_output_embeddings().weight *= 8
     model = model.bfloat16()
     assert CausalLM(model, tiny.tokenizer, "half").tree
-    forward = model.forward
-    monkeypatch.setattr(model, "forward", lambda **kwargs: forward(**{**kwargs, "attention_mask": None}))
+    forward = model.model.forward
+    monkeypatch.setattr(model.model, "forward", lambda **kwargs: forward(**{**kwargs, "attention_mask": None}))
     assert not CausalLM(model, tiny.tokenizer, "deaf").tree
+
+
+@pytest.mark.parametrize("head_rows", [1, 7, 10**6])
+@pytest.mark.parametrize("kind", KINDS)
+def test_states_may_pass_the_vocabulary_head_in_any_number_together(make_lm: MakeLM, kind: str, head_rows: int) -> None:
+    lm = make_lm(kind, row_tokens=32)
+    assert lm._head is not None
+    lm.head_rows = head_rows
+    contexts, continuations = random_requests(seed=9)
+    expected = plain_loglikelihood(lm, contexts, continuations)
+    np.testing.assert_allclose(lm.loglikelihood(contexts, continuations).nats, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_head_whose_logits_are_capped_is_asked_through_the_whole_model(make_lm: MakeLM, dtype: torch.dtype) -> None:
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = make_lm("llama").tokenizer
+    config = windowed("gemma2")
+    config.vocab_size, config.final_logit_softcapping, config.initializer_range = len(tokenizer), 2.0, 1.0
+    torch.manual_seed(5)
+    lm = CausalLM(AutoModelForCausalLM.from_config(config).to(dtype), tokenizer, "capped")
+    assert lm._head is None
+    contexts, continuations = random_requests(seed=2, count=6)
+    if dtype == torch.float32:
+        expected = plain_loglikelihood(lm, contexts, continuations)
+        np.testing.assert_allclose(lm.loglikelihood(contexts, continuations).nats, expected, atol=1e-4)
 
 
 def test_no_requests_give_no_numbers(make_lm: MakeLM) -> None:
