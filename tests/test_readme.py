@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.main import get_command
@@ -40,13 +41,35 @@ def test_make_targets_of_the_readme_exist() -> None:
     assert named <= targets
 
 
-def test_every_figure_in_a_result_table_stands_in_a_benchmark_result() -> None:
-    tables = re.findall(r"<!-- results/(\w+)\.json -->\n\n?((?:\|.*\n)+)", README)
+TABLES = re.findall(r"<!-- results/(\w+)\.json -->\n\n?((?:\|.*\n)+)", README)
+
+
+def result(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((ROOT / "tests/benchmarks/results" / f"{name}.json").read_text())
+    return found
+
+
+def rows(table: str) -> list[list[str]]:
+    """Cells of a Markdown table's lines below its head."""
+    return [[cell.strip().strip("*") for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+
+
+def test_every_figure_in_a_table_of_scores_stands_in_a_benchmark_result() -> None:
+    tables = [(name, table) for name, table in TABLES if not name.startswith("scoring")]
     assert len(tables) == README.count("| p |")  # a table of scores without its source is refused
     for name, table in tables:
-        scores = json.loads((ROOT / "tests/benchmarks/results" / f"{name}.json").read_text())["scores"]
-        methods = list(scores)
-        for line in table.splitlines()[2:]:
-            row, *cells = (cell.strip() for cell in line.strip("|").split("|"))
-            shown = [cell.strip("*") for cell in cells[: len(methods)]]
-            assert shown == [f"{scores[m][row]:.1f}" for m in methods], row
+        scores = result(name)["scores"]
+        for row, *cells in rows(table):
+            assert cells[: len(scores)] == [f"{scores[m][row]:.1f}" for m in scores], row
+
+
+def test_every_figure_of_what_feedback_costs_stands_in_a_benchmark_result() -> None:
+    (table,) = [table for name, table in TABLES if name == "scoring_contenders"]
+    found = result("scoring_contenders")["tasks"]
+    assert [row[0] for row in rows(table)] == list(found)
+    for name, labels, *cells in rows(table):
+        task = found[name]
+        speeds = [f"{task['pairs_per_second'][k]:.1f}" for k in ("loop", "engine", "server", "engine_server")]
+        ratios = [f"{task['engine_over_loop']:.1f}", f"{task['engine_server_over_server']:.1f}"]
+        assert labels == str(task["labels"]), name
+        assert cells == [*speeds, *ratios, f"{100 * task['share_of_floor']:.0f} %"], name

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from training.settings import LMSettings
-from udr.errors import ConfigError, FingerprintMismatch
+from udr.errors import ConfigError
 from udr.evaluation import LanguageModel
 from udr.scoring.cache import ScoreCache
 
@@ -28,6 +29,10 @@ def build_lm(settings: LMSettings, cache: ScoreCache | None = None) -> LanguageM
         return FakeLM()
     if settings.servers:
         return _served(settings, cache)
+    if settings.engine == "vllm":
+        from udr.scoring.vllm_engine import build_vllm_lm
+
+        return build_vllm_lm(settings.name, revision=settings.revision, dtype=settings.dtype)
     from udr.scoring.causal_lm import build_causal_lm
 
     return build_causal_lm(
@@ -40,13 +45,22 @@ def build_lm(settings: LMSettings, cache: ScoreCache | None = None) -> LanguageM
 
 
 def _served(settings: LMSettings, cache: ScoreCache | None) -> LanguageModel:
-    from udr.scoring.identity import check_weights
     from udr.scoring.served_lm import build_served_lm
 
     expected = {}
     if settings.check_weights and (own := _own_probe(settings, cache)) is not None:
         expected[settings.name] = own
-    lm = build_served_lm(
+
+    def recall(fingerprint: str, found: Sequence[float]) -> dict[str, list[float]]:
+        if cache is None:
+            return {}
+        before = cache.probe(fingerprint)
+        if before is None:
+            cache.keep_probe(fingerprint, found)
+            return {}
+        return {f"the model whose scores {cache.path} holds": before}
+
+    return build_served_lm(
         settings.name,
         settings.servers,
         revision=settings.revision,
@@ -56,19 +70,8 @@ def _served(settings: LMSettings, cache: ScoreCache | None) -> LanguageModel:
         patience=settings.patience,
         key=_read_key(settings.key_file),
         expected=expected,
+        recall=recall,
     )
-    if cache is None:
-        return lm
-    before = cache.probe(lm.fingerprint)
-    if before is None:
-        cache.keep_probe(lm.fingerprint, lm.probed)
-        return lm
-    try:
-        check_weights(lm.fleet.endpoints[0].url, lm.probed, {f"the model whose scores {cache.path} holds": before})
-    except FingerprintMismatch:
-        lm.close()
-        raise
-    return lm
 
 
 def _own_probe(settings: LMSettings, cache: ScoreCache | None) -> list[float] | None:

@@ -21,6 +21,7 @@ class LMSettings(StrictConfig):
     revision: str = "main"  # of a hub name: a branch, tag or commit
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 where the device is fast at it
     device: str = "auto"  # auto: the GPU if there is one
+    engine: Literal["transformers", "vllm"] = "transformers"  # in process, where no servers are named
     # in one forward pass; null: what suits the device (256 on a CPU, 512 there in float32, 2048 on a GPU)
     row_tokens: int | None = Field(default=None, ge=16)
     # addresses of OpenAI-compatible servers (vLLM, SGLang, …) that hold this LM and are asked instead of one in

@@ -83,7 +83,11 @@ class IndexNotReady(UDRError):
 
 
 class PromptTooLong(UDRError):
-    """Text that cannot fit the token budget or the LM's context."""
+    """Text that cannot fit the token budget or the LM's context; `request`: which of the call's, where one is meant."""
+
+    def __init__(self, message: str, request: int | None = None) -> None:
+        super().__init__(message)
+        self.request = request
 
 
 class ScorerUnavailable(UDRError):

@@ -135,7 +135,7 @@ class FakeLM:
             tokens[i] = len(self.encode(continuation))
             if not tokens[i]:
                 raise ConfigError(f"request {i}: the continuation has no tokens")
-            self._check_length(f"request {i}", length, int(tokens[i]))
+            self._check_length(f"request {i}", length, int(tokens[i]), i)
             nats[i] = -tokens[i] * _surprise(demonstrations, continuation)
             self.tokens_computed += length + int(tokens[i])
         return LogLikelihoods(nats, tokens)
@@ -174,10 +174,11 @@ class FakeLM:
                 found.append((weight, answer.removeprefix(prefix)))
         return found
 
-    def _check_length(self, what: str, length: int, more: int) -> None:
+    def _check_length(self, what: str, length: int, more: int, request: int | None = None) -> None:
         if length + more > self._context_length:
             raise PromptTooLong(
-                f"{what}: {length} + {more} tokens, the LM reads {self._context_length}; lower the token budget"
+                f"{what}: {length} + {more} tokens, the LM reads {self._context_length}; lower the token budget",
+                request,
             )
 
 

@@ -1,6 +1,6 @@
 """What LM feedback costs: the engine against plain ways of scoring, its distance to the floor, and how it grows.
 
-    python tests/benchmarks/scoring.py contenders|shortcuts|growth|memory|cache data=FOLDER lm=FOLDER [server=URL] [key=value ...]
+    python tests/benchmarks/scoring.py PART data=FOLDER lm=FOLDER [server=URL] [pairs=N] [key=value ...]
 
 contenders  the same pairs by (a) one padded forward with full logits for every (z, x, label), (b) a server's
             prompt_logprobs, one request each, (c) the engine in process, (d) the engine through the server
@@ -103,6 +103,19 @@ def plain_loop(lm: Any, contexts: list[str], continuations: list[str]) -> np.nda
     return np.array(nats)
 
 
+def one_by_one(lm: Any, contexts: list[str], continuations: list[str]) -> np.ndarray:
+    """The reference: one forward a request, with the attention the engine uses; nats (n,)."""
+    import torch
+
+    nats = []
+    for context, continuation in zip(contexts, continuations, strict=True):
+        start, end = lm.tokens.token_ids(context, continuation)
+        with torch.inference_mode():
+            logs = lm.model(input_ids=torch.tensor([start + end])).logits[0].float().log_softmax(-1)
+        nats.append(sum(float(logs[len(start) - 1 + i, t]) for i, t in enumerate(end)))
+    return np.array(nats)
+
+
 def plain_server(url: str, model: str, lm: Any, contexts: list[str], continuations: list[str]) -> np.ndarray:
     """One request with prompt_logprobs for every (z, x, label)."""
     import httpx2
@@ -180,13 +193,12 @@ def contenders(settings: dict[str, str]) -> dict[str, Any]:
         found: dict[str, tuple[float, np.ndarray]] = {}
         lm.loglikelihood(contexts[:8], continuations[:8])  # warm
         found["engine"] = timed(lambda d=data, p=pairs: score_pairs(d.spec, lm, p))
-        computed = lm.tokens_computed
         if served:
             # ours first: what it leaves in the server's prefix cache is of no use to prompt_logprobs, which reads none
             found["engine_server"] = timed(lambda d=data, p=pairs: score_pairs(d.spec, served, p))
             seconds, nats = timed(
                 lambda c=contexts, y=continuations: plain_server(
-                    settings["server"], served.fleet.endpoints[0].model, lm, c, y
+                    settings["server"], served.reader.endpoints[0].model, lm, c, y
                 )
             )
             found["server"] = seconds, shares(data, pairs, nats, tokens, counts)
@@ -194,6 +206,9 @@ def contenders(settings: dict[str, str]) -> dict[str, Any]:
         seconds, nats = timed(lambda c=contexts, y=continuations: plain_loop(lm, c, y))
         found["loop"] = seconds, shares(data, pairs, nats, tokens, counts)
         work = must_be_done(lm, contexts, continuations)
+        some = range(0, len(contexts), max(1, len(contexts) // 100))
+        asked = [contexts[i] for i in some], [continuations[i] for i in some]
+        singly = one_by_one(lm, *asked)
         reference = found["loop"][1]
         row = {
             "kind": data.spec.kind,
@@ -204,6 +219,8 @@ def contenders(settings: dict[str, str]) -> dict[str, Any]:
             "engine_over_loop": round(found["loop"][0] / found["engine"][0], 2),
             "floor_seconds": round(work / rate, 2),
             "share_of_floor": round(work / rate / found["engine"][0], 3),
+            # of log-likelihoods from one forward a request, and of pairs' scores from the padded loop's
+            "largest_difference_one_by_one": float(np.abs(lm.loglikelihood(*asked).nats - singly).max()),
             "largest_difference": {k: float(np.abs(v - reference).max()) for k, (_, v) in found.items()},
             "lists_ranked_alike": {k: ranks_alike(data, pairs, v, reference)[0] for k, (_, v) in found.items()},
         }

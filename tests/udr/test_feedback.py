@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from udr.errors import DataError
+from udr.errors import DataError, PromptTooLong
 from udr.fakes import FakeLM
 from udr.prompt import render
+from udr.scoring.cache import CachedScorer, ScoreCache
 from udr.scoring.feedback import Shortcut, choose_options, normalise, score_pairs
 from udr.tasks.spec import Normalisation, TaskSpec, Template
 from udr.types import Demonstration, LogLikelihoods, Query
@@ -225,6 +227,23 @@ def test_the_prior_of_each_option_is_asked_once_a_call() -> None:
     score_pairs(classification("pmi"), table, [(z, x) for z in ROWS for x in ROWS])
     assert [len(call) for call in table.calls] == [18, 2]
     assert {context for context, _ in table.calls[1]} == {"It is "}
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("make", [classification, choice])
+def test_a_pair_too_long_for_the_lm_is_named(make: object, cached: bool, tmp_path: Path) -> None:
+    spec: TaskSpec = make("sum")  # type: ignore[operator]
+    long = Demonstration("long", "word " * 50, "1", ("0", "1"))
+    pairs = [(z, x) for z in (*ROWS, long) for x in ROWS[:2]]
+    lm = FakeLM(context_length=60)
+    cache = ScoreCache(tmp_path / "scores.sqlite")
+    scorer = CachedScorer(lm, cache) if cached else lm
+    score_pairs(spec, scorer, [pair for pair in pairs if pair[0] is not long])
+    with pytest.raises(
+        PromptTooLong, match=r"task t: demonstration long with query 1: \d+ \+ \d+ tokens, the LM reads"
+    ):
+        score_pairs(spec, scorer, pairs)
+    cache.close()
 
 
 def test_no_pairs_and_no_contexts_ask_nothing() -> None:

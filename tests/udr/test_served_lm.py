@@ -98,7 +98,7 @@ def test_every_way_of_asking_gives_the_numbers_of_the_lm_in_process(
 ) -> None:
     _, url = start(offers)
     lm = open_lm(url)
-    assert lm.offers == offers - {"tokenize"}
+    assert lm.reader.offers == offers - {"tokenize"}
     found, expected = ask(lm), ask(make_lm("llama"))
     np.testing.assert_allclose(found.nats, expected.nats, atol=1e-4)
     assert found.tokens.tolist() == expected.tokens.tolist()
@@ -348,9 +348,9 @@ def test_a_server_of_another_model_is_refused_by_name(start: Any, open_lm: Any) 
     _, url = start(name="other/model")
     with pytest.raises(ConfigError, match=r"serves other/model, not .*tiny; .*lm\.served_name=NAME"):
         open_lm(url)
-    assert open_lm(url, served_name="other/model").offers
+    assert open_lm(url, served_name="other/model").reader.offers
     _, url = start(name="/srv/models/tiny")  # the same folder's name elsewhere
-    assert open_lm(url).offers
+    assert open_lm(url).reader.offers
 
 
 def test_a_server_of_another_tokenizer_is_refused(start: Any, open_lm: Any) -> None:
@@ -364,7 +364,7 @@ def test_servers_with_other_weights_are_refused(start: Any, open_lm: Any, make_l
 
     (_, a), (other, b) = start(), start()
     own = probe(make_lm("llama"))
-    assert open_lm(a, expected={"the folder": own}).offers
+    assert open_lm(a, expected={"the folder": own}).reader.offers
     with pytest.raises(FingerprintMismatch, match=f"{a}: its log-probabilities lie .* from those of the folder"):
         open_lm(a, expected={"the folder": [v - 3 for v in own]})
     right = other.logs
@@ -382,7 +382,7 @@ def test_a_server_that_offers_no_scoring_is_refused_with_what_is_needed(start: A
 def test_one_silent_server_of_several_is_left_out_and_all_silent_are_an_error(start: Any, open_lm: Any) -> None:
     _, url = start()
     with pytest.warns(UDRWarning, match="left out: http://127"):
-        assert len(open_lm("http://127.0.0.1:9", url).fleet.endpoints) == 1
+        assert len(open_lm("http://127.0.0.1:9", url).reader.endpoints) == 1
     with pytest.raises(ScorerUnavailable, match="no LLM server answers"):
         open_lm("http://127.0.0.1:9")
     with pytest.raises(UDRError):
@@ -394,4 +394,4 @@ def test_a_key_is_sent_and_a_proxy_of_the_machine_is_not_used(
 ) -> None:
     monkeypatch.setitem(os.environ, "HTTP_PROXY", "http://127.0.0.1:9")
     lm = open_lm(start()[1], key="secret")
-    assert lm.fleet.endpoints[0]._client.headers["authorization"] == "Bearer secret"
+    assert lm.reader.endpoints[0]._client.headers["authorization"] == "Bearer secret"

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from udr.errors import ArtifactError, PartlyScored, ScorerUnavailable
+from udr.errors import ArtifactError, PartlyScored, PromptTooLong, ScorerUnavailable
 from udr.types import LMScorer, LogLikelihoods
 
 __all__ = ["CachedScorer", "ModelScores", "Score", "ScoreCache", "StoredScore"]
@@ -291,6 +291,10 @@ class CachedScorer:
                 fresh = self.scorer.loglikelihood([contexts[i] for i in missing], [continuations[i] for i in missing])
             except PartlyScored as error:  # what servers gave before they died is paid for
                 self._store([keys[missing[i]] for i in error.requests], error.found)
+                raise
+            except PromptTooLong as error:
+                if error.request is not None:
+                    error.request = missing[error.request]
                 raise
             rows = self._store([keys[i] for i in missing], fresh)
             known.update({key: (nats, tokens) for key, nats, tokens in rows})

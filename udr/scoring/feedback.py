@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from udr.errors import DataError
+from udr.errors import DataError, PromptTooLong
 from udr.prompt import render
 from udr.tasks.spec import Normalisation, TaskSpec
 from udr.types import Demonstration, LMScorer, LogLikelihoods, Progress, Query
@@ -105,6 +106,19 @@ def _chunks(scorer: LMScorer, pairs: Sequence[Pair], rows: Sequence[int]) -> Ite
         yield order[start : start + scorer.prompts_per_call]
 
 
+@contextmanager
+def _naming(spec: TaskSpec, pairs: Sequence[Pair], chunk: Sequence[int], counts: Sequence[int]) -> Iterator[None]:
+    """Say of which pair a request was that is too long; `counts` are the requests of each."""
+    try:
+        yield
+    except PromptTooLong as error:
+        if error.request is None:
+            raise
+        z, x = pairs[chunk[int(np.searchsorted(np.cumsum(counts), error.request, side="right"))]]
+        said = str(error).partition(": ")[2]
+        raise PromptTooLong(f"task {spec.name}: demonstration {z.id} with query {x.id}: {said}") from None
+
+
 def _gold(
     spec: TaskSpec, scorer: LMScorer, pairs: Sequence[Pair], rows: Sequence[int], told: _Told, how: Normalisation
 ) -> NDArray[np.float64]:
@@ -112,7 +126,8 @@ def _gold(
     scores = np.zeros(len(pairs))
     for chunk in _chunks(scorer, pairs, rows):
         contexts = [render(spec, [pairs[i][0]], pairs[i][1].query) for i in chunk]
-        found = scorer.loglikelihood(contexts, [spec.verbalise(pairs[i][1].output) for i in chunk])
+        with _naming(spec, pairs, chunk, [1] * len(chunk)):
+            found = scorer.loglikelihood(contexts, [spec.verbalise(pairs[i][1].output) for i in chunk])
         scores[chunk] = normalise(found, how)
         told.more(len(chunk))
     return scores
@@ -126,7 +141,8 @@ def _shares(
     for chunk in _chunks(scorer, pairs, rows):
         contexts = [render(spec, [pairs[i][0]], pairs[i][1].query) for i in chunk]
         queries = [pairs[i][1] for i in chunk]
-        values = _option_scores(spec, scorer, contexts, [q.query for q in queries], shorten)
+        with _naming(spec, pairs, chunk, [len(spec.options(q.choices)) for q in queries]):
+            values = _option_scores(spec, scorer, contexts, [q.query for q in queries], shorten)
         for i, query, own in zip(chunk, queries, values, strict=True):
             gold = spec.options(query.choices).index(spec.verbalise(query.output))
             scores[i] = _log_softmax(own)[gold]

@@ -100,10 +100,9 @@ class Fleet(Generic[J, R]):
         try:
             wait(futures, return_when=FIRST_EXCEPTION)
         finally:
-            if any(f.done() and not f.cancelled() and f.exception() for f in futures) or not all(
-                f.done() for f in futures
-            ):
-                self._halt(stop)
+            stop.set()  # of no effect where all is done
+            with self._changed:
+                self._changed.notify_all()
         wait(futures)
         results: list[R | None] = []
         error: UDRError | None = None
@@ -115,13 +114,8 @@ class Fleet(Generic[J, R]):
             results.append(None if problem else future.result())
         return results, error
 
-    def _halt(self, stop: threading.Event) -> None:
-        stop.set()
-        with self._changed:
-            self._changed.notify_all()
-
     def _do(self, job: J, call: Callable[[Endpoint, J], R], stop: threading.Event) -> R | None:
-        tries = 0
+        tries = garbled = 0
         while not stop.is_set():
             line = self._take(stop)
             if line is None:
@@ -130,11 +124,12 @@ class Fleet(Generic[J, R]):
                 result = call(line.endpoint, job)
             except Failure as failure:
                 self._give_back(line, failure)
-                tries += failure.kind == "garbled"
-                if tries >= TRIES:
-                    raise ScorerUnavailable(f"{failure}; tried {tries} times") from None
-                pause = min(BACK_OFF[1], BACK_OFF[0] * 2 ** min(tries, 10))
-                stop.wait(random.uniform(0.5, 1.5) * pause if failure.wait is None else 0.0)
+                tries += 1
+                garbled += failure.kind == "garbled"
+                if garbled >= TRIES:
+                    raise ScorerUnavailable(f"{failure}; tried {garbled} times") from None
+                if failure.wait is None:  # else nobody asks that server before its time is over
+                    stop.wait(random.uniform(0.5, 1.5) * min(BACK_OFF[1], BACK_OFF[0] * 2 ** min(tries - 1, 10)))
             except BaseException:
                 self._give_back(line, None)
                 raise

@@ -1,51 +1,99 @@
-"""An LM behind LLM servers: log-likelihoods of exact tokens, and greedy answers, over HTTP."""
+"""An LM behind LLM servers or another engine: log-likelihoods of exact tokens, and greedy answers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from warnings import warn
 
 import numpy as np
 
 from udr.artifacts import fingerprint_files
-from udr.errors import PartlyScored, ScorerUnavailable, UDRWarning
-from udr.scoring.endpoint import FEATURES, Endpoint, Failure
+from udr.errors import PartlyScored, ScorerUnavailable, UDRError, UDRWarning
+from udr.scoring.endpoint import FEATURES, Endpoint, Failure, Read
 from udr.scoring.fleet import Fleet
 from udr.scoring.identity import PROBES, check_tokenizer, check_weights, probe_endpoint, served_model
 from udr.scoring.reads import bundles, plan
 from udr.scoring.tokens import LMTokenizer, load_tokenizer
 from udr.types import LogLikelihoods
 
-__all__ = ["ServedLM", "build_served_lm"]
+__all__ = ["FleetReader", "Reader", "ServedLM", "build_served_lm"]
 
 UNTOLD_LENGTH = 2048  # tokens that a server reads which does not say so
 CALLS_AHEAD = 16  # requests of each in-flight place that one call hands over
 
 
-class ServedLM:
-    """A frozen LM that some servers hold. Texts become token ids here, by the LM's own tokenizer."""
+class Reader(Protocol):
+    """What answers reads for an LM that is not in this process' hands: servers, or an engine."""
 
-    prompts_per_call: int
+    @property
+    def offers(self) -> frozenset[str]: ...  # of `udr.scoring.endpoint.FEATURES`
+    @property
+    def prompts_per_call(self) -> int: ...
+    def read(self, reads: Sequence[Read]) -> tuple[list[list[float] | None], UDRError | None]: ...
+    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[str]: ...
+    def close(self) -> None: ...
 
-    def __init__(
-        self, fleet: Fleet[Any, Any], tokens: LMTokenizer, fingerprint: str, context_length: int, in_flight: int = 16
-    ) -> None:
-        self.fleet = fleet
-        self.tokens = tokens
-        self._fingerprint = fingerprint
-        self._context_length = context_length
-        self.prompts_per_call = CALLS_AHEAD * in_flight * len(fleet.endpoints)
-        self.tokens_computed = 0
-        self.probed: Sequence[float] = ()  # the probes, as the servers answered them at the start
-        self.offers = frozenset.intersection(*(e.offers for e in fleet.endpoints))
+
+class FleetReader:
+    """Reads answered by servers, many at once.
+
+    Raises:
+        ScorerUnavailable: there is no way of scoring that all of them offer.
+    """
+
+    def __init__(self, endpoints: Sequence[Endpoint], *, in_flight: int = 16, patience: float = 120.0) -> None:
+        self.endpoints = endpoints
+        self.fleet: Fleet[Any, Any] = Fleet(endpoints, in_flight=in_flight, patience=patience)
+        self.prompts_per_call = CALLS_AHEAD * in_flight * len(endpoints)
+        self.offers = frozenset.intersection(*(e.offers for e in endpoints))
         if not self.offers:
-            told = "; ".join(f"{e.url}: {', '.join(sorted(e.offers)) or 'none'}" for e in fleet.endpoints)
+            self.fleet.close()
+            told = "; ".join(f"{e.url}: {', '.join(sorted(e.offers)) or 'none'}" for e in endpoints)
             raise ScorerUnavailable(
                 f"no way of scoring that all servers offer ({told}); one of {', '.join(FEATURES)} is needed"
             )
+
+    def read(self, reads: Sequence[Read]) -> tuple[list[list[float] | None], UDRError | None]:
+        """Nats of every read's targets, None for those that were lost, and why they were."""
+        jobs = bundles(reads)
+        results, error = self.fleet.run(jobs, lambda endpoint, job: endpoint.read([reads[i] for i in job]))
+        found: list[list[float] | None] = [None] * len(reads)
+        for job, result in zip(jobs, results, strict=True):
+            for i, nats in zip(job, result or (), strict=False):
+                found[i] = nats
+        return found, error
+
+    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[str]:
+        """What follows each prompt up to the first newline.
+
+        Raises:
+            ScorerUnavailable: the servers were lost.
+        """
+        results, error = self.fleet.run(prompts, lambda endpoint, one: endpoint.generate([one], max_new_tokens)[0])
+        if error is not None:
+            raise error
+        return [str(text) for text in results]
+
+    def close(self) -> None:
+        self.fleet.close()
+
+
+class ServedLM:
+    """A frozen LM behind a reader. Texts become token ids here, by the LM's own tokenizer."""
+
+    def __init__(self, reader: Reader, tokens: LMTokenizer, fingerprint: str, context_length: int) -> None:
+        self.reader = reader
+        self.tokens = tokens
+        self._fingerprint = fingerprint
+        self._context_length = context_length
+        self.tokens_computed = 0
+
+    @property
+    def prompts_per_call(self) -> int:
+        return self.reader.prompts_per_call
 
     @property
     def fingerprint(self) -> str:
@@ -56,7 +104,7 @@ class ServedLM:
         return self._context_length
 
     def close(self) -> None:
-        self.fleet.close()
+        self.reader.close()
 
     def encode(self, text: str) -> list[int]:
         """Token ids without BOS."""
@@ -69,7 +117,7 @@ class ServedLM:
     def count_tokens(self, contexts: Sequence[str], continuations: Sequence[str]) -> int:
         """Tokens of the prompts that would be sent."""
         starts, ends = self.tokens.requests(contexts, continuations, self.context_length - 1)
-        return sum(len(read.ids) for read in plan(starts, ends, self.offers).reads)
+        return sum(len(read.ids) for read in plan(starts, ends, self.reader.offers).reads)
 
     def loglikelihood(self, contexts: Sequence[str], continuations: Sequence[str]) -> LogLikelihoods:
         """Score each continuation after its context: nats (n,) summed over its tokens, and their number (n,).
@@ -77,17 +125,16 @@ class ServedLM:
         Raises:
             ConfigError: an empty continuation.
             PromptTooLong: a request that exceeds the LM's context (names its number and length).
-            PartlyScored: the servers were lost on the way, or one answered with nonsense again and again.
+            PartlyScored: servers were lost on the way, or one answered with nonsense again and again.
         """
         # one token less than the context: servers generate one behind the prompt
         starts, ends = self.tokens.requests(contexts, continuations, self.context_length - 1)
-        planned = plan(starts, ends, self.offers)
-        jobs = bundles(planned.reads)
-        results, error = self.fleet.run(jobs, lambda endpoint, job: endpoint.read([planned.reads[i] for i in job]))
-        values: dict[tuple[int, int], float] = {}  # (read, target) -> nats
-        for job, result in zip(jobs, results, strict=True):
-            for i, nats in zip(job, result or (), strict=False):
-                values.update({(i, token): v for token, v in zip(planned.columns(i), nats, strict=True)})
+        planned = plan(starts, ends, self.reader.offers)
+        results, error = self.reader.read(planned.reads)
+        values: dict[tuple[int, int], float] = {}  # (read, column) -> nats
+        for i, nats in enumerate(results):
+            if nats is not None:
+                values.update({(i, column): v for column, v in zip(planned.columns(i), nats, strict=True)})
                 self.tokens_computed += len(planned.reads[i].ids)
         done = [i for i, places in enumerate(planned.places) if all(p in values for p in places)]
         found = LogLikelihoods(
@@ -106,10 +153,8 @@ class ServedLM:
             ScorerUnavailable: the servers were lost.
         """
         ids = self.tokens.prompts(prompts, max_new_tokens, self.context_length)
-        results, error = self.fleet.run(ids, lambda endpoint, one: endpoint.generate([one], max_new_tokens)[0])
-        if error is not None:
-            raise error
-        return [str(text).lstrip(" ").split("\n")[0].strip() for text in results]
+        texts = self.reader.generate(ids, max_new_tokens)
+        return [text.lstrip(" ").split("\n")[0].strip() for text in texts]
 
 
 def build_served_lm(
@@ -123,11 +168,13 @@ def build_served_lm(
     patience: float = 120.0,
     key: str = "",
     expected: Mapping[str, Sequence[float]] | None = None,
+    recall: Callable[[str, Sequence[float]], Mapping[str, Sequence[float]]] | None = None,
 ) -> ServedLM:
     """Open the LM `name` (a local folder or hub name, for its tokenizer) that `servers` hold.
 
     Servers that do not answer at the start are left out, with a warning, where another one does. `expected` are
-    log-probabilities of `PROBES` from a source that is trusted, by that source's name.
+    log-probabilities of `PROBES` from a source that is trusted, by that source's name; `recall` is given the LM's
+    fingerprint and its probes, and gives those it knows that fingerprint by.
 
     Raises:
         ScorerUnavailable: no server answers, or none offers a way of scoring.
@@ -166,9 +213,9 @@ def build_served_lm(
         base = fingerprint_files(folder) if folder.is_dir() else f"{name}@{revision}"
         # two servers' numbers differ in the last bits as two devices' do: they do not mix with those made in process
         fingerprint = f"{base}-served-by-{'+'.join(sorted(kinds))}"
-        fleet: Fleet[Any, Any] = Fleet(endpoints, in_flight=in_flight, patience=patience)
-        opened.callback(fleet.close)
-        lm = ServedLM(fleet, tokens, fingerprint, min(lengths), in_flight)
-        lm.probed = known[endpoints[0].url]
+        reader = FleetReader(endpoints, in_flight=in_flight, patience=patience)
+        opened.callback(reader.close)
+        if recall:
+            check_weights(endpoints[0].url, known[endpoints[0].url], recall(fingerprint, known[endpoints[0].url]))
         opened.pop_all()
-    return lm
+    return ServedLM(reader, tokens, fingerprint, min(lengths))

