@@ -65,7 +65,8 @@ class MiningSettings(StrictConfig):
     balanced: bool = False
     accumulate: bool = False  # train on the union of all rounds
     # cheaper feedback where there are options: compare them by the first tokens that tell them apart, or ask about the
-    # gold option first and about the others only for the better half of a query's candidates (README: what it loses)
+    # gold option first and about the others only for the better half of a query's candidates.
+    # What is lost by either has not been measured yet
     shortcut: Literal["none", "first_token", "halving"] = "none"
     gold_only: bool = False  # the released code's feedback: mean log-probability of the gold answer alone
     max_tokens: int = Field(default=1024, ge=16)  # demonstrations longer than this with a like query are left out

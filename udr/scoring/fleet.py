@@ -130,7 +130,7 @@ class Fleet(Generic[J, R]):
                     raise ScorerUnavailable(f"{failure}; tried {garbled} times") from None
                 if failure.wait is None:  # else nobody asks that server before its time is over
                     stop.wait(random.uniform(0.5, 1.5) * min(BACK_OFF[1], BACK_OFF[0] * 2 ** min(tries - 1, 10)))
-            except BaseException:
+            except BaseException:  # a refusal is an answer: the server is well, and its place must not stay taken
                 self._give_back(line, None)
                 raise
             else:
