@@ -7,6 +7,7 @@ import json
 import sys
 from contextlib import closing
 from datetime import date, timedelta
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,6 +33,7 @@ app.add_typer(scores_app, name="scores")
 console = Console(stderr=True)
 # what each part of the pipeline cannot do without, and the extra that brings it
 EXTRAS = {"torch": "lm", "transformers": "lm", "safetensors": "lm", "httpx2": "lm", "pyarrow": "train"}
+EXTRAS |= dict.fromkeys(("fastapi", "uvicorn", "sqlalchemy", "alembic", "structlog", "pydantic_settings"), "serve")
 EXTRAS |= {"matplotlib": "eval", "sacrebleu": "eval", "rouge_score": "eval"}
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML settings of the run.")]
@@ -227,6 +229,32 @@ def prompt(
         texts.append(row["text"] + (f" {row['answer']}" if answer else ""))
         texts += [f"[dropped {d['demonstration_id']}: {d['reason']}]" for d in row["dropped"]]
     _print(rows, as_json, "\n\n".join(texts))
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on (127.0.0.1).")] = None,
+    port: Annotated[int | None, typer.Option(help="Port (8000).")] = None,
+    database: Annotated[str | None, typer.Option(help="sqlite:///FILE or postgresql+psycopg://…")] = None,
+    encoder: Annotated[str | None, typer.Option(help="Sentence encoder: folder, hub name, auto or none.")] = None,
+    retriever: Annotated[list[str] | None, typer.Option(help="NAME=FOLDER of a trained retriever; repeat.")] = None,
+    tokenizer: Annotated[list[str] | None, typer.Option(help="NAME=FOLDER of an LM's tokenizer; repeat.")] = None,
+) -> None:
+    """Serve pools, retrieval and prompts over HTTP; UDR_… environment variables set the rest."""
+    service = import_module("serving.app")  # by name: the two rooms do not know each other
+    given: dict[str, object] = {"host": host, "port": port, "database": database, "encoder": encoder}
+    given |= {"retrievers": _named("--retriever", retriever), "tokenizers": _named("--tokenizer", tokenizer)}
+    settings = import_module("serving.settings").parse_settings({k: v for k, v in given.items() if v is not None})
+    service.serve(settings)
+
+
+def _named(option: str, pairs: list[str] | None) -> dict[str, str] | None:
+    """NAME=FOLDER options as a mapping; None where there are none."""
+    if not pairs:
+        return None
+    if any(not all(pair.partition("=")) for pair in pairs):
+        raise ConfigError(f"{option}: expected NAME=FOLDER")
+    return {name: folder for name, _, folder in (pair.partition("=") for pair in pairs)}
 
 
 def _demonstration(demonstration: Any) -> dict[str, Any]:

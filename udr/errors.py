@@ -11,8 +11,12 @@
     ├── FingerprintMismatch      vectors or scores made by another model than the one in hand
     ├── IndexNotReady            a search before anything was indexed
     ├── PromptTooLong            text that cannot fit the token budget or the LM's context
-    └── ScorerUnavailable        the language model cannot be loaded or reached
-        └── PartlyScored         it was lost on the way; holds the scores that it had given
+    ├── ScorerUnavailable        the language model cannot be loaded or reached
+    │   └── PartlyScored         it was lost on the way; holds the scores that it had given
+    ├── NotFoundError            a pool, demonstration or job that the store does not hold
+    ├── ConflictError            a name that is taken, or a state that does not allow what is asked
+    ├── Overloaded               more work waits than can be done soon; try again later
+    └── StoreUnavailable         the database cannot be reached or written
 
     UDRWarning                   the work goes on, and its result may not be what was hoped for
 """
@@ -26,13 +30,17 @@ from typing import Any
 __all__ = [
     "ArtifactError",
     "ConfigError",
+    "ConflictError",
     "DataError",
     "FingerprintMismatch",
     "IndexNotReady",
     "MissingDependencyError",
+    "NotFoundError",
+    "Overloaded",
     "PartlyScored",
     "PromptTooLong",
     "ScorerUnavailable",
+    "StoreUnavailable",
     "UDRError",
     "UDRWarning",
     "UnknownNameError",
@@ -101,6 +109,26 @@ class PartlyScored(ScorerUnavailable):
         super().__init__(message)
         self.requests = requests
         self.found = found
+
+
+class NotFoundError(UDRError):
+    """A pool, demonstration or job that the store does not hold."""
+
+
+class ConflictError(UDRError):
+    """A name that is taken, or a state that does not allow what is asked."""
+
+
+class Overloaded(UDRError):
+    """More work waits than can be done soon."""
+
+    def __init__(self, message: str, retry_after: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after  # seconds
+
+
+class StoreUnavailable(UDRError):
+    """The database cannot be reached or written."""
 
 
 class UDRWarning(UserWarning):

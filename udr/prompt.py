@@ -9,7 +9,7 @@ from udr.errors import PromptTooLong
 from udr.tasks.spec import TaskSpec
 from udr.types import Demonstration, Dropped, Prompt, Query, Tokenizer
 
-__all__ = ["build_prompt", "for_encoder", "rearrange", "render", "render_demonstration", "render_query"]
+__all__ = ["as_messages", "build_prompt", "for_encoder", "rearrange", "render", "render_demonstration", "render_query"]
 
 
 def render_demonstration(spec: TaskSpec, demonstration: Demonstration) -> str:
@@ -29,6 +29,16 @@ def render(spec: TaskSpec, demonstrations: Sequence[Demonstration], query: Query
     """Demonstrations in the given order, then the query, put together by the task's joiner."""
     parts = [*(render_demonstration(spec, d) for d in demonstrations), render_query(spec, query)]
     return spec.template.joiner.join(parts)
+
+
+def as_messages(spec: TaskSpec, demonstrations: Sequence[Demonstration], query: Query) -> list[dict[str, str]]:
+    """The same as chat messages: each demonstration is a user's turn and the assistant's, the query the last turn."""
+    template, messages = spec.template, []
+    for d in demonstrations:
+        answer = template.answer.replace("%s", spec.verbalise(d.output))
+        messages.append({"role": "user", "content": f"{template.input_prefix}{d.input}"})
+        messages.append({"role": "assistant", "content": answer})
+    return [*messages, {"role": "user", "content": f"{template.input_prefix}{query.input}"}]
 
 
 def for_encoder(spec: TaskSpec, demonstrations: Sequence[Demonstration]) -> list[Demonstration]:

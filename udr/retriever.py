@@ -37,6 +37,7 @@ __all__ = [
     "Ranker",
     "Retrieved",
     "Retriever",
+    "arranged_prompt",
     "build_dense_ranker",
     "build_input_ranker",
     "index_vectors",
@@ -189,29 +190,47 @@ class Retriever:
         reserve: int = 0,
         arrange: str = "ascending",
     ) -> Prompt:
-        """Fit the demonstrations into the token budget, best first, then set them in the order asked for.
-
-        In another order tokens may merge otherwise; where the text then needs a token too many, the least similar
-        demonstration is dropped.
-        """
-        ranked = [f.demonstration for f in found]
-        prompt = build_prompt(self.spec, query, ranked, tokenizer, budget, k=k, reserve=reserve)
-        if arrange == "ascending":
-            return prompt
-        best_first = list(prompt.demonstrations[::-1])
-        while True:  # the query alone fits
-            labels = [d.output for d in best_first]
-            positions = order(list(range(len(labels))), labels, arrange, _order_seed(self.seed, query))
-            try:
-                return rearrange(self.spec, query, prompt, [best_first[p] for p in positions], tokenizer, reserve)
-            except PromptTooLong as error:
-                dropped = Dropped(best_first.pop().id, str(error), 0)
-                prompt = replace(prompt, dropped=(*prompt.dropped, dropped))
+        """As `arranged_prompt`, for this task."""
+        return arranged_prompt(
+            self.spec, query, found, tokenizer, budget, k=k, reserve=reserve, arrange=arrange, seed=self.seed
+        )
 
 
-def _order_seed(seed: int, query: Query) -> int:
-    """Each query has a random order of its own."""
-    return int(seeded("order", seed, query.id).integers(2**31))
+def arranged_prompt(
+    spec: TaskSpec,
+    query: Query,
+    found: Sequence[Retrieved],
+    tokenizer: Tokenizer,
+    budget: int,
+    *,
+    k: int | None = None,
+    reserve: int = 0,
+    arrange: str = "ascending",
+    seed: int = 0,
+) -> Prompt:
+    """Fit the demonstrations into the token budget, best first, then set them in the order asked for.
+
+    In another order tokens may merge otherwise; where the text then needs a token too many, the least similar
+    demonstration is dropped.
+
+    Raises:
+        PromptTooLong: the query alone exceeds the budget.
+        UnknownNameError: no such order.
+    """
+    ranked = [f.demonstration for f in found]
+    prompt = build_prompt(spec, query, ranked, tokenizer, budget, k=k, reserve=reserve)
+    if arrange == "ascending":
+        return prompt
+    best_first = list(prompt.demonstrations[::-1])
+    order_seed = int(seeded("order", seed, query.id).integers(2**31))  # each query has a random order of its own
+    while True:  # the query alone fits
+        labels = [d.output for d in best_first]
+        positions = order(list(range(len(labels))), labels, arrange, order_seed)
+        try:
+            return rearrange(spec, query, prompt, [best_first[p] for p in positions], tokenizer, reserve)
+        except PromptTooLong as error:
+            dropped = Dropped(best_first.pop().id, str(error), 0)
+            prompt = replace(prompt, dropped=(*prompt.dropped, dropped))
 
 
 def most_copies(pool: Sequence[Demonstration]) -> int:

@@ -1,0 +1,84 @@
+"""The service put together: `create_app(settings)` for any ASGI server, `serve(settings)` for uvicorn."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import structlog
+import uvicorn
+from anyio.to_thread import run_sync
+from fastapi import FastAPI
+
+from serving.batching import EncodingWorker
+from serving.catalog import Catalog
+from serving.dependencies import Parts
+from serving.errors import add_error_handlers
+from serving.middleware import Gate
+from serving.retrievers import Retrievers, sentence_encoder
+from serving.routes import operations, pools, retrieval
+from serving.settings import Settings, packaged_encoder
+from serving.store import open_store
+from serving.tokenizers import Tokenizers
+from udr.errors import ConfigError
+
+__all__ = ["create_app", "serve"]
+
+
+def build_parts(settings: Settings) -> Parts:
+    """Open the store and what works on it.
+
+    Raises:
+        ConfigError: the service could be reached from other machines and asks for no key.
+    """
+    if not settings.on_loopback and not settings.key:
+        raise ConfigError(f"host {settings.host}: other machines could reach the service; set UDR_KEY")
+    name = packaged_encoder() or "none" if settings.encoder == "auto" else settings.encoder
+    retrievers = Retrievers(None if name == "none" else sentence_encoder(name), settings.retrievers)
+    worker = EncodingWorker(settings.max_waiting)
+    catalog = Catalog(open_store(settings.database), retrievers, worker)
+    return Parts(settings, catalog, worker, Tokenizers(settings.tokenizers))
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The ASGI application; it opens its parts when it starts and closes them when it stops."""
+    own = settings or Settings()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        parts = app.state.parts = await run_sync(build_parts, own)
+        try:
+            yield
+        finally:
+            await run_sync(_close, parts)
+
+    app = FastAPI(title="UDR", summary="Demonstrations and prompts for in-context learning.", lifespan=lifespan)
+    for router in (pools.router, retrieval.router, operations.router):
+        app.include_router(router)
+    add_error_handlers(app)
+    app.add_middleware(Gate, key=own.key, max_body=own.max_body)
+    return app
+
+
+def _close(parts: Parts) -> None:
+    parts.worker.close()
+    parts.catalog.close()
+    parts.catalog.store.close()
+
+
+def serve(settings: Settings) -> None:
+    """Run until a signal; what was begun is answered first."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        cache_logger_on_first_use=True,
+    )
+    uvicorn.run(
+        create_app(settings), host=settings.host, port=settings.port, access_log=False, timeout_graceful_shutdown=20
+    )

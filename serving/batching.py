@@ -1,0 +1,144 @@
+"""One thread that encodes for all requests: queries that wait together share a forward pass and go before bulk work."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import NamedTuple
+
+import numpy as np
+
+from serving.retrievers import PoolEncoder
+from udr.errors import Overloaded
+from udr.types import Demonstration, FloatArray, Query
+
+__all__ = ["EncodingWorker"]
+
+_CHARACTERS = 16_384  # of queries in one pass: some 4,000 tokens, a tenth of a second on a CPU
+_BULK = 32  # demonstrations in one pass, so that a query never waits long behind them
+
+
+class _Work(NamedTuple):
+    """Queries or demonstrations, never both."""
+
+    encoder: PoolEncoder
+    future: Future[FloatArray]
+    queries: Sequence[Query] = ()
+    demonstrations: Sequence[Demonstration] = ()
+
+    @property
+    def size(self) -> int:
+        return len(self.queries) + len(self.demonstrations)
+
+    @property
+    def characters(self) -> int:
+        return sum(len(q.input) for q in self.queries)
+
+
+class EncodingWorker:
+    """Encodes off the request threads, in micro-batches of one encoder's queries.
+
+    Args:
+        max_waiting: queries that may wait; a request whose queries would exceed it is refused at once. A request
+            alone is never refused for its size.
+    """
+
+    def __init__(self, max_waiting: int = 1024) -> None:
+        self.max_waiting = max_waiting
+        self.waiting = 0  # queries that were taken on and are not encoded yet
+        self._queries: deque[_Work] = deque()
+        self._bulk: deque[_Work] = deque()
+        self._change = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="encoding", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def encode_queries(self, encoder: PoolEncoder, queries: Sequence[Query]) -> Future[FloatArray]:
+        """Vectors (n, d), soon.
+
+        Raises:
+            Overloaded: too many wait.
+        """
+        work = _Work(encoder, Future(), queries=queries)
+        with self._change:
+            if self._closed:
+                raise Overloaded("the service is shutting down")
+            if self.waiting and self.waiting + len(queries) > self.max_waiting:
+                raise Overloaded(f"{self.waiting} queries wait to be encoded; try again in a second")
+            self.waiting += len(queries)
+            self._queries.append(work)
+            self._change.notify()
+        return work.future
+
+    def encode_demonstrations(self, encoder: PoolEncoder, demonstrations: Sequence[Demonstration]) -> FloatArray:
+        """Vectors (m, d); waits until no query does.
+
+        Raises:
+            Overloaded: the service is shutting down.
+        """
+        if not demonstrations:
+            return np.empty((0, encoder.dim), dtype=np.float32)
+        parts = []
+        for start in range(0, len(demonstrations), _BULK):
+            work = _Work(encoder, Future(), demonstrations=demonstrations[start : start + _BULK])
+            with self._change:
+                if self._closed:
+                    raise Overloaded("the service is shutting down")
+                self._bulk.append(work)
+                self._change.notify()
+            parts.append(work.future.result())
+        return np.vstack(parts)
+
+    def close(self) -> None:
+        """Finish the pass under way and refuse what waits."""
+        with self._change:
+            self._closed = True
+            self._change.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while works := self._next():
+            try:
+                vectors = _encode(works)
+            except BaseException as error:  # each request hears of it; the worker goes on
+                for work in works:
+                    work.future.set_exception(error)
+            else:
+                start = 0
+                for work in works:
+                    work.future.set_result(vectors[start : start + work.size])
+                    start += work.size
+            with self._change:
+                self.waiting -= sum(len(work.queries) for work in works)
+        for work in (*self._queries, *self._bulk):
+            work.future.set_exception(Overloaded("the service is shutting down"))
+
+    def _next(self) -> list[_Work]:
+        """Wait for work; queries of one encoder that wait together, or else one piece of bulk work; none at the end."""
+        with self._change:
+            self._change.wait_for(lambda: self._queries or self._bulk or self._closed)
+            if self._closed:
+                return []
+            if not self._queries:
+                return [self._bulk.popleft()]
+            works = [self._queries.popleft()]
+            size = works[0].characters
+            while self._queries and self._queries[0].encoder.fingerprint == works[0].encoder.fingerprint:
+                size += self._queries[0].characters
+                if size > _CHARACTERS:
+                    break
+                works.append(self._queries.popleft())
+            return works
+
+
+def _encode(works: Sequence[_Work]) -> FloatArray:
+    encoder = works[0].encoder
+    if works[0].demonstrations:
+        return encoder.encode_demonstrations(works[0].demonstrations)
+    return encoder.encode_queries([q for work in works for q in work.queries])

