@@ -35,7 +35,8 @@ def build_parts(settings: Settings) -> Parts:
     if not settings.on_loopback and not settings.key:
         raise ConfigError(f"host {settings.host}: other machines could reach the service; set UDR_KEY")
     name = packaged_encoder() or "none" if settings.encoder == "auto" else settings.encoder
-    retrievers = Retrievers(None if name == "none" else sentence_encoder(name), settings.retrievers)
+    dense = None if name == "none" else sentence_encoder(name)
+    retrievers = Retrievers(dense, settings.retrievers, settings.encoder_threads)
     worker = EncodingWorker(settings.max_waiting)
     catalog = Catalog(open_store(settings.database), retrievers, worker)
     return Parts(settings, catalog, worker, Tokenizers(settings.tokenizers))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
-from udr.encoder import build_encoder, load_encoder
 from udr.errors import ArtifactError, UnknownNameError
 from udr.fakes import FakeEncoder
 from udr.mixture import MixedEncoder, mix
@@ -64,15 +65,18 @@ class Retrievers:
     Args:
         dense: makes the sentence encoder; None where the service has none (BM25 alone).
         folders: trained retrievers by name, as `udr index` writes them.
+        threads: of torch in this process. Two on busy cores wait for each other: forty times as long for a query,
+            measured beside a language model; more than one help bulk loads where cores are idle.
     """
 
-    def __init__(self, dense: Callable[[], Encoder] | None, folders: Mapping[str, Path]) -> None:
+    def __init__(self, dense: Callable[[], Encoder] | None, folders: Mapping[str, Path], threads: int = 1) -> None:
         self._makers: dict[str, Callable[[], Encoder]] = {DENSE: dense} if dense else {}
         for name, folder in folders.items():
             if not (folder / "encoder" / "encoder.json").is_file():
                 raise ArtifactError(f"retriever {name!r}: {folder}: not a retriever folder (no encoder/)")
-            self._makers[name] = lambda folder=folder: load_encoder(folder / "encoder")  # type: ignore[misc]
+            self._makers[name] = partial(_load_folder, folder / "encoder")
         self._folders = dict(folders)
+        self._threads = threads
         self._loaded: dict[str, Encoder] = {}
         self._loading = threading.Lock()
 
@@ -100,7 +104,7 @@ class Retrievers:
         trained = self._load(name, self._makers[name])
         if (self._folders[name] / "tasks" / spec.name).is_dir():
             return PoolEncoder(trained, spec), None
-        untrained = self._load(f"{name}/untrained", lambda: load_encoder(self._folders[name] / "untrained"))
+        untrained = self._load(f"{name}/untrained", partial(_load_folder, self._folders[name] / "untrained"))
         if weights is None:
             if sample:
                 chosen = mix(spec, sample[:_ASKED], trained, untrained).ranker.encoder
@@ -114,9 +118,26 @@ class Retrievers:
         with self._loading:
             if name not in self._loaded:
                 self._loaded[name] = make()
+                if "torch" in sys.modules:
+                    sys.modules["torch"].set_num_threads(self._threads)
             return self._loaded[name]
 
 
 def sentence_encoder(name: str) -> Callable[[], Encoder]:
     """What makes the untrained encoder of a folder, a hub name, or `fake` (udr.fakes: for tests and first tries)."""
-    return FakeEncoder if name == "fake" else lambda: build_encoder(name, device="auto")
+    return FakeEncoder if name == "fake" else partial(_build, name)
+
+
+# torch is loaded with the first encoder: a service of BM25 alone does without
+
+
+def _build(name: str) -> Encoder:
+    from udr.encoder import build_encoder
+
+    return build_encoder(name, device="auto")
+
+
+def _load_folder(folder: Path) -> Encoder:
+    from udr.encoder import load_encoder
+
+    return load_encoder(folder)

@@ -34,6 +34,7 @@ class Settings(BaseSettings):
     max_body: int = Field(16_000_000, ge=1, description="Bytes of a request's body.")
     max_items: int = Field(1000, ge=1, description="Demonstrations or queries in one request.")
     max_text: int = Field(100_000, ge=1, description="Characters of an input or output.")
+    encoder_threads: int = Field(1, ge=1, description="Threads of one encoding; more only where cores are idle.")
     max_waiting: int = Field(1024, ge=1, description="Queries waiting to be encoded before new ones get 429.")
 
     @property

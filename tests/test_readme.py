@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
+from serving.settings import Settings
 from training.cli import app
 
 ROOT = Path(__file__).parent.parent
@@ -39,6 +40,12 @@ def test_make_targets_of_the_readme_exist() -> None:
     named = set(re.findall(r"^make ([a-z]+)", README, flags=re.MULTILINE))
     assert named
     assert named <= targets
+
+
+def test_every_setting_of_the_service_is_documented_as_it_is() -> None:
+    for name, field in Settings.model_fields.items():
+        default = f"`{field.default}`" if field.default not in ("", {}) else ""
+        assert f"| `UDR_{name.upper()}` | {default} | {field.description} |" in README
 
 
 TABLES = re.findall(r"<!-- results/(\w+)\.json -->\n\n?((?:\|.*\n)+)", README)
