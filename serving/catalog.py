@@ -110,7 +110,7 @@ class Catalog:
         self._switches: dict[int, _Switch] = {}
 
     def close(self) -> None:
-        """Stop what runs in the background; it goes on where it was when the service starts again."""
+        """Stop what runs in the background; vectors that it stored are kept for the next switch to that retriever."""
         for switch in list(self._switches.values()):
             switch.stop()
 
