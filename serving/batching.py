@@ -103,21 +103,15 @@ class EncodingWorker:
         self._thread.join()
 
     def _run(self) -> None:
-        while works := self._next():
-            try:
-                vectors = _encode(works)
-            except BaseException as error:  # each request hears of it; the worker goes on
-                for work in works:
-                    work.future.set_exception(error)
-            else:
-                start = 0
-                for work in works:
-                    work.future.set_result(vectors[start : start + work.size])
-                    start += work.size
+        while taken := self._next():
+            # a request that was given up must not be answered: setting its result would end this thread
+            if works := [work for work in taken if work.future.set_running_or_notify_cancel()]:
+                _answer(works)
             with self._change:
-                self.waiting -= sum(len(work.queries) for work in works)
+                self.waiting -= sum(len(work.queries) for work in taken)
         for work in (*self._queries, *self._bulk):
-            work.future.set_exception(Overloaded("the service is shutting down"))
+            if work.future.set_running_or_notify_cancel():
+                work.future.set_exception(Overloaded("the service is shutting down"))
 
     def _next(self) -> list[_Work]:
         """Wait for work; queries of one encoder that wait together, or else one piece of bulk work; none at the end."""
@@ -135,6 +129,19 @@ class EncodingWorker:
                     break
                 works.append(self._queries.popleft())
             return works
+
+
+def _answer(works: Sequence[_Work]) -> None:
+    try:
+        vectors = _encode(works)
+    except BaseException as error:  # each request hears of it; the worker goes on
+        for work in works:
+            work.future.set_exception(error)
+        return
+    start = 0
+    for work in works:
+        work.future.set_result(vectors[start : start + work.size])
+        start += work.size
 
 
 def _encode(works: Sequence[_Work]) -> FloatArray:

@@ -335,7 +335,7 @@ class Catalog:
             if encoder.fingerprint != row.fingerprint:
                 raise ConflictError(
                     f"pool {pool.row.name!r} was encoded by another {row.retriever!r} than the service has now; "
-                    f"PUT /v1/pools/{pool.row.name}/retriever encodes it anew, bm25 answers meanwhile"
+                    f"PUT /v1/pools/{pool.row.name}/retriever encodes it anew; retriever=bm25 answers meanwhile"
                 )
             self._dense.setdefault(encoding_id, Encoding(row, encoder))
         return self._dense[encoding_id]

@@ -280,11 +280,6 @@ class Store:
             c.execute(sa.update(pool).where(own).values(previous=pool.c.active, active=encoding_id))
             return True
 
-    def drop_encoding(self, encoding_id: int) -> None:
-        """Forget an encoding and its vectors."""
-        with self._write() as c:
-            c.execute(sa.delete(encoding).where(encoding.c.id == encoding_id))
-
     def changes(self, pool_id: int, encoding_id: int, dim: int, after: int) -> Changes:
         """What was written under an encoding since `after`, up to now."""
         with self._read() as c:
