@@ -11,15 +11,22 @@ import uvicorn
 from anyio.to_thread import run_sync
 from fastapi import FastAPI
 
+from serving.access import Access, parse_rate
+from serving.background import Background
 from serving.batching import EncodingWorker
 from serving.catalog import Catalog
 from serving.dependencies import Parts
 from serving.errors import add_error_handlers
+from serving.idempotency import Idempotency
 from serving.middleware import Gate
 from serving.retrievers import Retrievers, sentence_encoder
-from serving.routes import operations, pools, retrieval
+from serving.routes import admin, jobs, operations, pools, retrieval
 from serving.settings import Settings, packaged_encoder
-from serving.store import open_store
+from serving.sql.audit import AuditLog
+from serving.sql.database import open_database
+from serving.sql.jobs import Jobs
+from serving.sql.keys import Answers, Keys
+from serving.sql.store import Store
 from serving.tokenizers import Tokenizers
 from udr.errors import ConfigError
 
@@ -27,19 +34,43 @@ __all__ = ["create_app", "serve"]
 
 
 def build_parts(settings: Settings) -> Parts:
-    """Open the store and what works on it.
+    """Open the database and what works on it.
 
     Raises:
         ConfigError: the service could be reached from other machines and asks for no key.
     """
     if not settings.on_loopback and not settings.key:
         raise ConfigError(f"host {settings.host}: other machines could reach the service; set UDR_KEY")
+    rate = parse_rate(settings.rate)
     name = packaged_encoder() or "none" if settings.encoder == "auto" else settings.encoder
     dense = None if name == "none" else sentence_encoder(name)
     retrievers = Retrievers(dense, settings.retrievers, settings.encoder_threads)
+    database = open_database(settings.database, settings.replica)
     worker = EncodingWorker(settings.max_waiting)
-    catalog = Catalog(open_store(settings.database), retrievers, worker)
-    return Parts(settings, catalog, worker, Tokenizers(settings.tokenizers))
+    catalog = Catalog(Store(database), retrievers, worker, max_pools=settings.max_pools, max_pool=settings.max_pool)
+    keys, answers, audit, waiting = Keys(database), Answers(database), AuditLog(database), Jobs(database)
+    background = Background(
+        catalog,
+        waiting,
+        answers,
+        audit,
+        max_text=settings.max_text,
+        max_pool=settings.max_pool,
+        audit_days=settings.audit_days,
+    )
+    return Parts(
+        settings=settings,
+        database=database,
+        catalog=catalog,
+        worker=worker,
+        tokenizers=Tokenizers(settings.tokenizers),
+        access=Access(keys, settings.key, rate),
+        keys=keys,
+        answers=answers,
+        audit=audit,
+        jobs=waiting,
+        background=background,
+    )
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -55,17 +86,19 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             await run_sync(_close, parts)
 
     app = FastAPI(title="UDR", summary="Demonstrations and prompts for in-context learning.", lifespan=lifespan)
-    for router in (pools.router, retrieval.router, operations.router):
-        app.include_router(router)
+    for module in (pools, retrieval, jobs, admin, operations):
+        app.include_router(module.router)
     add_error_handlers(app)
-    app.add_middleware(Gate, key=own.key, max_body=own.max_body)
+    app.add_middleware(Idempotency)
+    app.add_middleware(Gate, max_body=own.max_body, max_load=own.max_load)  # the outermost
     return app
 
 
 def _close(parts: Parts) -> None:
-    parts.worker.close()
-    parts.catalog.close()
-    parts.catalog.store.close()
+    parts.background.stop()
+    parts.worker.close()  # gives up what waits to be encoded, so that no job waits for it
+    parts.background.close()
+    parts.database.close()
 
 
 def serve(settings: Settings) -> None:

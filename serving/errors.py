@@ -20,13 +20,14 @@ from udr.errors import (
     NotFoundError,
     Overloaded,
     PromptTooLong,
+    QuotaExceeded,
     ScorerUnavailable,
     StoreUnavailable,
     UDRError,
     UnknownNameError,
 )
 
-__all__ = ["STATUS", "add_error_handlers", "problem"]
+__all__ = ["STATUS", "add_error_handlers", "problem", "problem_of"]
 
 STATUS: dict[type[UDRError], int] = {
     NotFoundError: 404,
@@ -36,6 +37,7 @@ STATUS: dict[type[UDRError], int] = {
     UnknownNameError: 422,
     DataError: 422,
     PromptTooLong: 422,
+    QuotaExceeded: 403,
     Overloaded: 429,
     ArtifactError: 500,
     MissingDependencyError: 501,
@@ -60,11 +62,17 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _unknown)
 
 
-async def _known(request: Request, error: Exception) -> JSONResponse:
+def problem_of(error: UDRError) -> JSONResponse:
+    """The answer to an error that was raised on purpose."""
     status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
     name = "".join(f"-{c.lower()}" if c.isupper() else c for c in type(error).__name__).strip("-")
     headers = {"Retry-After": str(error.retry_after)} if isinstance(error, Overloaded) else None
     return problem(status, name.replace("u-d-r", "udr"), " ".join(str(error).split()), headers)
+
+
+async def _known(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, UDRError)
+    return problem_of(error)
 
 
 async def _invalid(request: Request, error: Exception) -> JSONResponse:
@@ -76,7 +84,7 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
 
 async def _http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    kind = {401: "unauthorized", 404: "no-such-route", 405: "method-not-allowed", 413: "too-large"}
+    kind = {401: "unauthorized", 403: "forbidden", 404: "no-such-route", 405: "method-not-allowed", 413: "too-large"}
     return problem(
         error.status_code, kind.get(error.status_code, "http-error"), str(error.detail), dict(error.headers or {})
     )

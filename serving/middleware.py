@@ -1,4 +1,4 @@
-"""What every request passes: its id, the key, the size of its body, and the clock."""
+"""What every request passes: its id, its caller, the caller's rate, the size of its body, and the clock."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.dependencies import authorised
-from serving.errors import problem
+from serving.access import Access
+from serving.errors import problem, problem_of
+from serving.sql.audit import acting
+from udr.errors import Overloaded, UDRError
 
 __all__ = ["Gate"]
 
@@ -32,12 +34,12 @@ _log: Any = structlog.get_logger("udr.serving")
 
 
 class Gate:
-    """Checks the key before a byte of the body is read, bounds the body, and logs and counts the answer."""
+    """Finds out who calls before a byte of the body is read, bounds the body, and logs and counts the answer."""
 
-    def __init__(self, app: ASGIApp, key: str, max_body: int) -> None:
+    def __init__(self, app: ASGIApp, max_body: int, max_load: int) -> None:
         self.app = app
-        self.key = key
         self.max_body = max_body
+        self.max_load = max_load
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -47,13 +49,14 @@ class Gate:
         given = request.headers.get("x-request-id", "")
         request_id = given if _ID.fullmatch(given) else uuid.uuid4().hex
         started, status, read = time.perf_counter(), 500, 0
+        limit = self.max_load if scope["path"].endswith("/load") else self.max_body
 
         async def counted_receive() -> Message:
             nonlocal read
             message = await receive()
             read += len(message.get("body", b""))
-            if read > self.max_body:
-                raise HTTPException(413, self._too_large)
+            if read > limit:
+                raise HTTPException(413, _too_large(limit))
             return message
 
         async def told_send(message: Message) -> None:
@@ -64,7 +67,7 @@ class Gate:
             await send(message)
 
         try:
-            refusal = self._refusal(request)
+            refusal = await self._refusal(request, limit)
             if refusal is not None:
                 await refusal(scope, receive, told_send)
             else:
@@ -83,15 +86,26 @@ class Gate:
                 ms=round(seconds * 1000, 2),
             )
 
-    def _refusal(self, request: Request) -> Response | None:
-        if request.url.path not in _OPEN and not authorised(self.key, request.headers.get("authorization")):
+    async def _refusal(self, request: Request, limit: int) -> Response | None:
+        if request.url.path in _OPEN:
+            return None
+        access: Access = request.app.state.parts.access
+        try:
+            caller = await access.caller(request.headers.get("authorization"))
+        except UDRError as error:
+            return problem_of(error)
+        if caller is None:
             headers = {"WWW-Authenticate": "Bearer"}
-            return problem(401, "unauthorized", "send the key as `Authorization: Bearer KEY`", headers)
+            return problem(401, "unauthorized", "send a key that is valid as `Authorization: Bearer KEY`", headers)
+        request.state.caller = caller
+        acting.set(caller.name)
+        if wait := access.seconds_to_wait(caller):
+            return problem_of(Overloaded(f"{caller.name}: too many requests; wait {wait} s", wait))
         length = request.headers.get("content-length", "0")
-        if not length.isdecimal() or len(length) > 18 or int(length) > self.max_body:
-            return problem(413, "too-large", self._too_large)
+        if not length.isdecimal() or len(length) > 18 or int(length) > limit:
+            return problem(413, "too-large", _too_large(limit))
         return None
 
-    @property
-    def _too_large(self) -> str:
-        return f"the body exceeds {self.max_body} bytes; send it in parts"
+
+def _too_large(limit: int) -> str:
+    return f"the body exceeds {limit} bytes; send it in parts"

@@ -58,6 +58,13 @@ class PoolEncoder:
             return self.encoder.encode_queries([d.query for d in demonstrations])
         return self.encoder.encode_demonstrations(for_encoder(self.spec, demonstrations), self.instruction)
 
+    def tokens_cut(self, texts: Sequence[Query | Demonstration]) -> list[int]:
+        """Tokens of each text (n,) that the encoder leaves out because it is too long."""
+        if self.inputs_only:
+            return self.encoder.tokens_cut([t.query if isinstance(t, Demonstration) else t for t in texts])
+        read = [for_encoder(self.spec, [t])[0] if isinstance(t, Demonstration) else t for t in texts]
+        return self.encoder.tokens_cut(read, self.instruction)
+
 
 class Retrievers:
     """Encoders by name: `dense`, and one for each retriever folder; each is loaded when it is first asked for.

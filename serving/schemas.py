@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints
 
+from serving.catalog import PassedOver
+from serving.sql.jobs import COUNTS, JobRow
+from serving.sql.keys import Role
 from udr.filters import as_text
 from udr.retriever import Retrieved
 from udr.selection import ORDERS, SELECTIONS
 from udr.types import Demonstration, Media, Prompt, Query
 
-__all__ = ["AddBody", "DemonstrationBody", "PoolBody", "PromptBody", "QueryBody", "RetrieveBody", "SwitchBody"]
+__all__ = [
+    "AddBody",
+    "DemonstrationBody",
+    "KeyBody",
+    "PoolBody",
+    "PromptBody",
+    "QueryBody",
+    "RetrieveBody",
+    "SwitchBody",
+    "demonstration_json",
+    "job_json",
+    "passed_over_json",
+    "prompt_json",
+    "retrieved_json",
+]
 
 Key = Annotated[str, StringConstraints(min_length=1, max_length=512, pattern=r"^[^\x00-\x1f\x7f]+$")]
 MetadataValue = StrictBool | int | float | str
@@ -57,10 +76,13 @@ class DemonstrationBody(Body):
         return Demonstration(**{f: getattr(found, f) for f in found.__slots__} | {"id": found.content_hash})
 
 
+PoolName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=128)]
+
+
 class PoolBody(Body):
     """A pool and its task; words left out are those of a plain task: input, tab, output."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=128)
+    name: PoolName
     task: dict[str, Any] = Field({}, description="Fields of a task file: instruction, template, verbaliser, …")
 
     def spec(self) -> dict[str, Any]:
@@ -83,6 +105,15 @@ class SwitchBody(Body):
     retriever: str
 
 
+class KeyBody(Body):
+    """A key that is to be made."""
+
+    name: PoolName
+    role: Role = Field("read", description="read: retrieval and lists; write: demonstrations; admin: pools and keys.")
+    pools: list[PoolName] | None = Field(None, max_length=1000, description="The only pools it may touch.")
+    days: float | None = Field(None, gt=0, le=36_500, description="Until it expires.")
+
+
 class QueryBody(Body):
     """An input that wants an answer."""
 
@@ -102,12 +133,15 @@ class RetrieveBody(Body):
     pool: str
     queries: list[QueryBody | str] = Field(min_length=1)
     k: int = Field(8, ge=1, le=1000)
-    retriever: str = Field("", description="Empty: the pool's own. bm25, or one that the pool is encoded under.")
+    retriever: str = Field(
+        "", description="Empty: the pool's own. bm25, hybrid (both), or the one that answered before a switch."
+    )
     where: dict[str, Any] = Field({}, description="Conditions on the metadata, all of which must hold.")
     threshold: float | None = None
     selection: Literal[tuple(SELECTIONS)] = "top_k"  # type: ignore[valid-type]
     considered: int = Field(100, ge=1, le=1000, description="Nearest ones that other selections choose among.")
     without_copies: bool = Field(False, description="Leave out demonstrations whose input is the query's.")
+    explain: bool = Field(False, description="Tell of the nearest ones that were not chosen, and why.")
 
     def parsed_queries(self) -> list[Query]:
         return [
@@ -142,14 +176,41 @@ def retrieved_json(found: Retrieved) -> dict[str, Any]:
     return {**demonstration_json(found.demonstration), "similarity": found.similarity, "rank": found.rank}
 
 
-def prompt_json(prompt: Prompt, messages: list[dict[str, str]]) -> dict[str, Any]:
+def passed_over_json(one: PassedOver) -> dict[str, Any]:
+    """A near demonstration that was not chosen, and why."""
+    found = one.retrieved
+    return {"id": found.demonstration.id, "similarity": found.similarity, "rank": found.rank, "reason": one.reason}
+
+
+def prompt_json(prompt: Prompt, messages: list[dict[str, str]], found: Sequence[Retrieved]) -> dict[str, Any]:
     """A finished prompt: as text, as chat messages, and what it is made of."""
+    retrieved = {f.demonstration.id: f for f in found}
     return {
         "text": prompt.text,
         "messages": messages,
         "tokens": prompt.tokens,
         "budget": prompt.budget,
-        "demonstrations": [demonstration_json(d) for d in prompt.demonstrations],
+        "demonstrations": [retrieved_json(retrieved[d.id]) for d in prompt.demonstrations],
         "dropped": [{"id": d.demonstration_id, "reason": d.reason, "tokens": d.tokens} for d in prompt.dropped],
         "truncated": prompt.truncated,
+    }
+
+
+def job_json(job: JobRow) -> dict[str, Any]:
+    """A job and how far it is: of a load in bytes (NDJSON) or rows (Parquet), else in demonstrations."""
+    elapsed = (job.finished or time.time()) - job.created
+    left = elapsed / job.done * (job.total - job.done) if job.state == "running" and job.done else None
+    return {
+        "id": job.id,
+        "kind": job.kind,
+        "state": job.state,
+        **job.spec,
+        "done": job.done,
+        "total": job.total,
+        "seconds": round(elapsed, 3),
+        "seconds_left": None if left is None else round(left, 1),
+        **({name: job.counts.get(name, 0) for name in COUNTS} if job.kind == "load" else {}),
+        "errors": [{"line": line, "detail": detail} for line, detail in job.errors],
+        "error": job.error,
+        "begun": job.created,
     }

@@ -24,18 +24,26 @@ class Settings(BaseSettings):
     database: str = Field(
         "sqlite:///udr-data/udr.sqlite", description="sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME."
     )
+    replica: str = Field("", description="A PostgreSQL copy that answers reads of retrieval; empty: none.")
     encoder: str = Field(
         "auto",
         description="Sentence encoder: folder, hub name, fake; auto: the packaged MiniLM; none: BM25 alone.",
     )
     retrievers: dict[str, Path] = Field({}, description='Trained retriever folders by name, as JSON: {"mine": "…"}.')
     tokenizers: dict[str, str] = Field({}, description="Tokenizers by name, folder or hub name each, as JSON.")
-    key: str = Field("", description="Clients must send it as `Authorization: Bearer KEY`; empty: none is asked for.")
+    key: str = Field(
+        "", description="The administrator's key, `Authorization: Bearer KEY`; empty: none is asked for, on loopback."
+    )
+    rate: str = Field("", description="Requests of one caller to this process, as 100/second; empty: any number.")
+    max_pools: int = Field(0, ge=0, description="Pools; 0: any number.")
+    max_pool: int = Field(10_000_000, ge=0, description="Demonstrations of a pool; 0: any number.")
     max_body: int = Field(16_000_000, ge=1, description="Bytes of a request's body.")
+    max_load: int = Field(2_000_000_000, ge=1, description="Bytes of a load's body.")
     max_items: int = Field(1000, ge=1, description="Demonstrations or queries in one request.")
     max_text: int = Field(100_000, ge=1, description="Characters of an input or output.")
     encoder_threads: int = Field(1, ge=1, description="Threads of one encoding; more only where cores are idle.")
     max_waiting: int = Field(1024, ge=1, description="Queries waiting to be encoded before new ones get 429.")
+    audit_days: float = Field(365, gt=0, description="Days for which changes are remembered.")
 
     @property
     def on_loopback(self) -> bool:

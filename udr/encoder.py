@@ -115,6 +115,22 @@ class BiEncoder(nn.Module):
         inputs, outputs = [d.input for d in demonstrations], [d.output for d in demonstrations]
         return self._compose(inputs, outputs, instruction if self.demonstration_instruction else "")
 
+    def tokens_cut(self, texts: Sequence[Query | Demonstration], instruction: str = "") -> list[int]:
+        """Tokens of each text (n,) that are left out because it is too long."""
+        cut = [0] * len(texts)
+        room = self.max_tokens - min(self.instruction_tokens, self.max_tokens // 4) - 2
+        for i, text in enumerate(texts):
+            answer = text.output if isinstance(text, Demonstration) else None
+            size = len(answer or "")
+            if size <= min(ANSWER_TOKENS, self.max_tokens // 2) and len(text.input) + size <= room:
+                continue  # no token stands for less than a character
+            told = instruction if (self.query_instruction if answer is None else self.demonstration_instruction) else ""
+            outputs = None if answer is None else [answer]
+            frame = len(self._compose([""], None, told)[0])
+            kept = len(self._compose([text.input], outputs, told)[0]) - frame
+            cut[i] = sum(len(ids) for ids in self._ids([text.input, *(outputs or ())])) - kept
+        return cut
+
     def _compose(self, inputs: list[str], outputs: list[str] | None, instruction: str) -> list[list[int]]:
         if not inputs:
             return []

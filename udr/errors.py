@@ -15,6 +15,7 @@
     │   └── PartlyScored         it was lost on the way; holds the scores that it had given
     ├── NotFoundError            a pool, demonstration or job that the store does not hold
     ├── ConflictError            a name that is taken, or a state that does not allow what is asked
+    ├── QuotaExceeded            more than this service keeps
     ├── Overloaded               more work waits than can be done soon; try again later
     └── StoreUnavailable         the database cannot be reached or written
 
@@ -39,6 +40,7 @@ __all__ = [
     "Overloaded",
     "PartlyScored",
     "PromptTooLong",
+    "QuotaExceeded",
     "ScorerUnavailable",
     "StoreUnavailable",
     "UDRError",
@@ -117,6 +119,10 @@ class NotFoundError(UDRError):
 
 class ConflictError(UDRError):
     """A name that is taken, or a state that does not allow what is asked."""
+
+
+class QuotaExceeded(UDRError):
+    """More than this service keeps."""
 
 
 class Overloaded(UDRError):

@@ -64,6 +64,10 @@ class FakeEncoder:
         """Vectors of demonstrations, float32 (m, d)."""
         return self._encode([(f"{d.input}\n{d.output}", d.media) for d in demonstrations], instruction)
 
+    def tokens_cut(self, texts: Sequence[Query | Demonstration], instruction: str = "") -> list[int]:
+        """It reads everything."""
+        return [0] * len(texts)
+
     def _encode(self, rows: Sequence[tuple[str, tuple[Media, ...]]], instruction: str) -> FloatArray:
         vectors = np.zeros((len(rows), self._dim), dtype=np.float32)
         head = words(instruction) if self.reads_instruction else []

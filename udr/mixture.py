@@ -55,6 +55,12 @@ class MixedEncoder:
             self.untrained.encode_queries([d.query for d in demonstrations]),
         )
 
+    def tokens_cut(self, texts: Sequence[Query | Demonstration], instruction: str = "") -> list[int]:
+        """Tokens of each text (n,) that the encoder which reads less leaves out."""
+        inputs = [t.query if isinstance(t, Demonstration) else t for t in texts]
+        both = self.trained.tokens_cut(texts, instruction), self.untrained.tokens_cut(inputs)
+        return [max(pair) for pair in zip(*both, strict=True)]
+
     def join(self, trained: FloatArray, untrained: FloatArray) -> FloatArray:
         """Put vectors of the same texts side by side."""
         joined: FloatArray = np.hstack([np.sqrt(self.a) * trained, np.sqrt(self.b) * untrained]).astype(np.float32)

@@ -167,6 +167,9 @@ class Encoder(Protocol):
     def encode_demonstrations(
         self, demonstrations: Sequence[Demonstration], instruction: str = ""
     ) -> FloatArray: ...  # (m, d)
+    def tokens_cut(
+        self, texts: Sequence[Query | Demonstration], instruction: str = ""
+    ) -> list[int]: ...  # (n,) of each text, left out because it is too long
 
 
 @runtime_checkable

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from serving.catalog import BM25_NAME, HYBRID
 from serving.dependencies import Service
 from udr.errors import UDRError
 
@@ -27,7 +28,7 @@ def readyz(parts: Service) -> JSONResponse:
     """True while the database and the encoding thread answer."""
     checks = {"encoding": "ok" if parts.worker.alive else "the encoding thread has ended", "database": "ok"}
     try:
-        parts.catalog.store.ping()
+        parts.database.ping()
     except UDRError as error:
         checks["database"] = str(error)
     ready = all(state == "ok" for state in checks.values())
@@ -43,4 +44,4 @@ async def metrics() -> Response:
 @router.get("/v1/retrievers")
 def retrievers(parts: Service) -> dict[str, Any]:
     """The retrievers and tokenizers that this service was given."""
-    return {"retrievers": [*parts.catalog.retrievers.names, "bm25"], "tokenizers": parts.tokenizers.names}
+    return {"retrievers": [*parts.catalog.retrievers.names, BM25_NAME, HYBRID], "tokenizers": parts.tokenizers.names}

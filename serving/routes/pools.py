@@ -2,86 +2,111 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Response
+import orjson
+from fastapi import APIRouter, Depends, Path, Query, Response
+from fastapi.responses import StreamingResponse
 
-from serving.dependencies import AnyPool, Parts, Service, too_many
-from serving.schemas import AddBody, DemonstrationBody, PoolBody, SwitchBody, demonstration_json
-from udr.errors import ConfigError, DataError
+from serving.catalog import Pool
+from serving.dependencies import AnyPool, By, Parts, Service, needs, too_many
+from serving.loading import check_demonstration
+from serving.routes.paging import Cursor, Limit, next_page, open_cursor
+from serving.schemas import AddBody, DemonstrationBody, PoolBody, SwitchBody, demonstration_json, job_json
+from udr.errors import ConfigError, NotFoundError, UnknownNameError
+from udr.filters import parse_filter
 from udr.tasks.spec import TaskSpec
 from udr.types import Demonstration
 
 __all__ = ["router"]
 
 router = APIRouter(prefix="/v1/pools", tags=["pools"])
-Limit = Annotated[int, Query(ge=1, le=1000)]
-Cursor = Annotated[str, Query(max_length=1024, description="What the page before gave as `next`.")]
 DemonstrationKey = Annotated[str, Path(max_length=512)]
+_WRITES, _RULES = [Depends(needs("write"))], [Depends(needs("admin"))]
 
 
-@router.post("", status_code=201)
+@router.post("", status_code=201, dependencies=_RULES)
 def create_pool(body: PoolBody, parts: Service) -> dict[str, Any]:
     """Make an empty pool."""
     spec = TaskSpec.parse(body.spec(), "task")
-    return parts.catalog.describe(parts.catalog.create(spec))
+    return describe_pool(parts.catalog.create(spec), parts)
 
 
 @router.get("")
-def list_pools(parts: Service, cursor: Cursor = "", limit: Limit = 100) -> dict[str, Any]:
+def list_pools(parts: Service, caller: By, cursor: Cursor = "", limit: Limit = 100) -> dict[str, Any]:
     """Pools by name."""
-    rows = parts.catalog.store.pools(_open_cursor(cursor), limit)
-    return {"pools": [{"name": r.name, "seq": r.seq, "created": r.created} for r in rows]} | _next(
-        rows[-1].name if len(rows) == limit else ""
-    )
+    rows = parts.catalog.store.pools(open_cursor(cursor), limit, caller.pools)
+    found = [{"name": r.name, "demonstrations": r.size, "seq": r.seq, "created": r.created} for r in rows]
+    return {"pools": found} | next_page(rows[-1].name if len(rows) == limit else "")
 
 
 @router.get("/{name}")
 def describe_pool(pool: AnyPool, parts: Service) -> dict[str, Any]:
-    """A pool, its task, and the retriever that answers."""
-    return parts.catalog.describe(pool)
+    """A pool, its task, the retriever that answers, and the last switch to another one."""
+    switches = parts.jobs.of_pool(pool.row.id, "switch", 1)
+    return parts.catalog.describe(pool) | {"switch": job_json(switches[0]) if switches else None}
 
 
-@router.delete("/{name}", status_code=204)
+@router.delete("/{name}", status_code=204, dependencies=_RULES)
 def delete_pool(pool: AnyPool, parts: Service) -> Response:
     """Forget a pool and all its demonstrations."""
     parts.catalog.delete(pool)
     return Response(status_code=204)
 
 
-@router.put("/{name}/retriever", status_code=202)
+@router.put("/{name}/retriever", status_code=202, dependencies=_WRITES)
 def switch_retriever(pool: AnyPool, body: SwitchBody, parts: Service) -> dict[str, Any]:
     """Encode the pool under another retriever in the background; it answers once all is encoded."""
-    return parts.catalog.switch(pool, body.retriever)
+    if body.retriever not in parts.catalog.retrievers.names:
+        raise UnknownNameError("retriever", body.retriever, parts.catalog.retrievers.names)
+    job = parts.jobs.create(pool.row.id, "switch", {"retriever": body.retriever}, total=pool.row.size, alone=True)
+    parts.background.wake()
+    return job_json(job)
 
 
-@router.post("/{name}/retriever/rollback")
+@router.post("/{name}/retriever/rollback", dependencies=_WRITES)
 def roll_back_retriever(pool: AnyPool, parts: Service) -> dict[str, Any]:
     """Let the retriever answer that did before the last switch."""
-    return parts.catalog.describe(parts.catalog.roll_back(pool))
+    return describe_pool(parts.catalog.roll_back(pool), parts)
 
 
-@router.post("/{name}/demonstrations", status_code=201)
+@router.post("/{name}/demonstrations", status_code=201, dependencies=_WRITES)
 def add_demonstrations(pool: AnyPool, body: AddBody, parts: Service) -> dict[str, Any]:
     """Store demonstrations, all or none; they are found by the next request."""
     demonstrations = _checked(body.demonstrations, parts)
-    written = parts.catalog.write(pool, demonstrations, replace=body.mode == "upsert")
-    return {**written._asdict(), "ids": [d.id for d in demonstrations]}
+    written = parts.catalog.write(pool, demonstrations, "replace" if body.mode == "upsert" else "refuse")
+    return {**written._asdict(), "ids": [d.id for d in demonstrations]} | _cut(parts, pool, demonstrations)
 
 
 @router.get("/{name}/demonstrations")
-def list_demonstrations(pool: AnyPool, parts: Service, cursor: Cursor = "", limit: Limit = 100) -> dict[str, Any]:
+def list_demonstrations(
+    pool: AnyPool,
+    parts: Service,
+    cursor: Cursor = "",
+    limit: Limit = 100,
+    where: Annotated[str, Query(max_length=10_000, description="Conditions on the metadata, as JSON.")] = "",
+) -> dict[str, Any]:
     """Demonstrations in the order they came."""
-    after = _open_cursor(cursor) or "0"
+    after = open_cursor(cursor) or "0"
     if not after.isdecimal() or len(after) > 18:
         raise ConfigError("cursor: not one that this list gave")
-    page = parts.catalog.store.page(pool.row.id, int(after), limit)
-    return {"demonstrations": [demonstration_json(s.demonstration) for s in page]} | _next(
-        str(page[-1].row) if len(page) == limit else ""
-    )
+    conditions = parse_filter(_json_object(where)) if where else ()
+    page, behind = parts.catalog.page(pool, int(after), limit, conditions)
+    return {"demonstrations": [demonstration_json(d) for d in page]} | next_page(str(behind) if behind else "")
+
+
+@router.get("/{name}/export", response_class=StreamingResponse)
+def export(pool: AnyPool, parts: Service) -> StreamingResponse:
+    """All demonstrations as NDJSON, in the order they came; `load` takes them back."""
+
+    def lines() -> Iterator[bytes]:
+        after = 0
+        while page := parts.catalog.store.page(pool.row.id, after):
+            yield b"".join(orjson.dumps(demonstration_json(s.demonstration)) + b"\n" for s in page)
+            after = page[-1].row
+
+    return StreamingResponse(lines(), media_type="application/x-ndjson")
 
 
 @router.get("/{name}/demonstrations/{key:path}")
@@ -90,21 +115,21 @@ def get_demonstration(pool: AnyPool, key: DemonstrationKey, parts: Service) -> d
     return demonstration_json(parts.catalog.store.by_key(pool.row.id, key).demonstration)
 
 
-@router.put("/{name}/demonstrations/{key:path}")
+@router.put("/{name}/demonstrations/{key:path}", dependencies=_WRITES)
 def put_demonstration(pool: AnyPool, key: DemonstrationKey, body: DemonstrationBody, parts: Service) -> dict[str, Any]:
     """Store one demonstration under this id, in the place of what stood there."""
     if body.id not in (None, key):
         raise ConfigError(f"id: the address says {key!r}, the body {body.id!r}")
     (demonstration,) = _checked([DemonstrationBody(**{**body.model_dump(), "id": key})], parts)
-    parts.catalog.write(pool, [demonstration], replace=True)
-    return demonstration_json(demonstration)
+    parts.catalog.write(pool, [demonstration], "replace")
+    return demonstration_json(demonstration) | _cut(parts, pool, [demonstration])
 
 
-@router.delete("/{name}/demonstrations/{key:path}", status_code=204)
+@router.delete("/{name}/demonstrations/{key:path}", status_code=204, dependencies=_WRITES)
 def delete_demonstration(pool: AnyPool, key: DemonstrationKey, parts: Service) -> Response:
     """Forget one demonstration."""
-    parts.catalog.store.by_key(pool.row.id, key)  # raises where there is none
-    parts.catalog.store.delete(pool.row.id, [key])
+    if not parts.catalog.store.delete(pool.row.id, [key]):
+        raise NotFoundError(f"no demonstration {key!r} in this pool")
     return Response(status_code=204)
 
 
@@ -115,29 +140,27 @@ def _checked(bodies: Sequence[DemonstrationBody], parts: Parts) -> list[Demonstr
         DataError: a text is too long, or is not Unicode (names the place in the request).
     """
     too_many("demonstrations", len(bodies), parts.settings.max_items)
-    found = []
-    for i, body in enumerate(bodies):
-        d = body.demonstration()
-        for text in (d.input, d.output, *d.choices, *d.references, *d.metadata, *d.metadata.values()):
-            check_text(text, f"demonstrations.{i}", parts.settings.max_text)
-        found.append(d)
+    found = [body.demonstration() for body in bodies]
+    for i, d in enumerate(found):
+        check_demonstration(d, f"demonstrations.{i}", parts.settings.max_text)
     return found
 
 
-def check_text(text: str, where: str, limit: int) -> None:
-    """Refuse what no store keeps and no encoder reads."""
-    if len(text) > limit:
-        raise DataError(f"{where}: a text of {len(text)} characters; the limit is {limit}")
-    if "\x00" in text or any("\ud800" <= c <= "\udfff" for c in text):
-        raise DataError(f"{where}: a text holds NUL or half a surrogate pair")
+def _cut(parts: Parts, pool: Pool, demonstrations: Sequence[Demonstration]) -> dict[str, Any]:
+    """Which of them the encoder did not read to their end, and how many tokens of each it left out."""
+    encoding = parts.catalog.rank_by(pool, "").encoding
+    if encoding is None:
+        return {}
+    cut = encoding.encoder.tokens_cut(demonstrations)
+    found = {d.id: n for d, n in zip(demonstrations, cut, strict=True) if n}
+    return {"tokens_cut": found} if found else {}
 
 
-def _next(last: str) -> dict[str, str | None]:
-    return {"next": base64.urlsafe_b64encode(last.encode()).decode() if last else None}
-
-
-def _open_cursor(cursor: str) -> str:
+def _json_object(text: str) -> dict[str, Any]:
     try:
-        return base64.b64decode(cursor.encode(), altchars=b"-_", validate=True).decode()
-    except (binascii.Error, UnicodeError, ValueError):
-        raise ConfigError("cursor: not one that this list gave") from None
+        found = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise ConfigError(f"where: not JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise ConfigError("where: expected an object of conditions")
+    return found

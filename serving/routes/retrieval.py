@@ -3,83 +3,104 @@
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import Future
-from typing import Any
+from typing import Any, NamedTuple
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter
 
-from serving.catalog import Encoding, Pool
-from serving.dependencies import Parts, Service, too_many
-from serving.routes.pools import check_text
-from serving.schemas import PromptBody, RetrieveBody, prompt_json, retrieved_json
+from serving.catalog import Answer, Pool, Ranking, Search
+from serving.dependencies import By, Parts, Service, too_many, visible
+from serving.loading import check_text
+from serving.schemas import PromptBody, RetrieveBody, passed_over_json, prompt_json, retrieved_json
 from udr.filters import parse_filter
-from udr.prompt import as_messages
-from udr.retriever import SPARES, Retrieved, arranged_prompt
+from udr.prompt import as_messages, render_demonstration
+from udr.retriever import SPARES, arranged_prompt
 from udr.types import FloatArray, Query
 
 __all__ = ["router"]
 
 router = APIRouter(prefix="/v1", tags=["retrieval"])
+_TOLD = 10  # demonstrations not chosen that `explain` tells of
 
 
 @router.post("/retrieve")
-async def retrieve(body: RetrieveBody, parts: Service) -> dict[str, Any]:
+async def retrieve(body: RetrieveBody, parts: Service, caller: By) -> dict[str, Any]:
     """The demonstrations of one pool that suit each query, best first."""
-    pool, found = await _retrieve(body, parts, body.k)
-    results = [{"demonstrations": [retrieved_json(f) for f in own]} for _, own in found]
-    return {"pool": pool.row.name, "seq": pool.row.seq, "results": results}
+    found = await _retrieve(body, parts, caller, body.k)
+    return found.answer([{"demonstrations": [retrieved_json(f) for f in a.found]} for a in found.answers], body.explain)
 
 
 @router.post("/prompt")
-async def prompt(body: PromptBody, parts: Service) -> dict[str, Any]:
+async def prompt(body: PromptBody, parts: Service, caller: By) -> dict[str, Any]:
     """The finished prompt of each query, as text and as chat messages, within the token budget."""
-    pool, found = await _retrieve(body, parts, SPARES * body.k)
-    return {"pool": pool.row.name, "seq": pool.row.seq, "results": await run_sync(_prompts, body, parts, pool, found)}
+    found = await _retrieve(body, parts, caller, SPARES * body.k)
+    return found.answer(await run_sync(_prompts, body, parts, found), body.explain)
 
 
-async def _retrieve(body: RetrieveBody, parts: Parts, k: int) -> tuple[Pool, list[tuple[Query, list[Retrieved]]]]:
+class _Retrieved(NamedTuple):
+    pool: Pool
+    ranking: Ranking
+    queries: list[Query]
+    cut: list[int]
+    answers: list[Answer]
+
+    def answer(self, results: list[dict[str, Any]], explain: bool) -> dict[str, Any]:
+        """The whole answer, with what is to be told of each result beside itself."""
+        for result, answer, cut in zip(results, self.answers, self.cut, strict=True):
+            if cut:
+                result["tokens_cut"] = cut  # of the query, which the encoder did not read to its end
+            if explain:
+                result["passed_over"] = [passed_over_json(p) for p in answer.passed_over]
+        encoding = self.ranking.encoding
+        return {
+            "pool": self.pool.row.name,
+            "seq": self.pool.row.seq,
+            "retriever": self.ranking.name,
+            "fingerprint": encoding.row.fingerprint if encoding else None,
+            "results": results,
+        }
+
+
+async def _retrieve(body: RetrieveBody, parts: Parts, caller: By, k: int) -> _Retrieved:
     too_many("queries", len(body.queries), parts.settings.max_items)
     queries = body.parsed_queries()
     for i, query in enumerate(queries):
         check_text(query.input, f"queries.{i}", parts.settings.max_text)
-    conditions = parse_filter(body.where)
+    search = Search(
+        k,
+        parse_filter(body.where),
+        body.threshold,
+        body.selection,
+        body.considered,
+        body.without_copies,
+        _TOLD if body.explain else 0,
+    )
 
-    def begin() -> tuple[Pool, Encoding | None, Future[FloatArray] | None]:
-        pool = parts.catalog.pool(body.pool)
-        encoding = parts.catalog.choose(pool, body.retriever)
-        return pool, encoding, parts.worker.encode_queries(encoding.encoder, queries) if encoding else None
+    def look_up() -> tuple[Pool, Ranking]:
+        pool = parts.catalog.pool(visible(caller, body.pool))
+        return pool, parts.catalog.rank_by(pool, body.retriever)
 
-    pool, encoding, waiting = await run_sync(begin)
+    pool, ranking = await run_sync(look_up)
     vectors: FloatArray | None = None
-    if waiting is not None:
-        vectors = await asyncio.wrap_future(waiting)
-
-    def finish() -> list[list[Retrieved]]:
-        return parts.catalog.retrieve(
-            pool,
-            encoding,
-            queries,
-            vectors,
-            k,
-            conditions=conditions,
-            threshold=body.threshold,
-            selection=body.selection,
-            considered=body.considered,
-            without_copies=body.without_copies,
-        )
-
-    return pool, list(zip(queries, await run_sync(finish), strict=True))
+    cut = [0] * len(queries)
+    if ranking.encoding:
+        encoder = ranking.encoding.encoder
+        vectors = await asyncio.wrap_future(parts.worker.encode_queries(encoder, queries))
+        cut = encoder.tokens_cut(queries)
+    answers = await run_sync(parts.catalog.retrieve, pool, ranking, queries, vectors, search)
+    return _Retrieved(pool, ranking, queries, cut, answers)
 
 
-def _prompts(
-    body: PromptBody, parts: Parts, pool: Pool, found: list[tuple[Query, list[Retrieved]]]
-) -> list[dict[str, Any]]:
-    tokenizer = parts.tokenizers.get(body.tokenizer)
+def _prompts(body: PromptBody, parts: Parts, made: _Retrieved) -> list[dict[str, Any]]:
+    tokenizer, spec = parts.tokenizers.get(body.tokenizer), made.pool.spec
     results = []
-    for query, own in found:
-        made = arranged_prompt(
-            pool.spec, query, own, tokenizer, body.budget, k=body.k, reserve=body.reserve, arrange=body.order
+    for query, (found, _) in zip(made.queries, made.answers, strict=True):
+        prompt = arranged_prompt(
+            spec, query, found, tokenizer, body.budget, k=body.k, reserve=body.reserve, arrange=body.order
         )
-        results.append(prompt_json(made, as_messages(pool.spec, made.demonstrations, query)))
+        result = prompt_json(prompt, as_messages(spec, prompt.demonstrations, query), found)
+        if body.explain:
+            for shown, d in zip(result["demonstrations"], prompt.demonstrations, strict=True):
+                shown["tokens"] = len(tokenizer.encode(render_demonstration(spec, d)))
+        results.append(result)
     return results

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,11 +9,8 @@ from fastapi.testclient import TestClient
 
 from serving.app import create_app
 from serving.settings import Settings, parse_settings
-from udr.encoder import build_encoder
+from tests.serving.tools import finished, refused
 from udr.errors import ConfigError
-from udr.retriever import save_task
-from udr.tasks.spec import TaskSpec
-from udr.types import Demonstration
 
 LABELS = {"billing": "Billing", "printer": "Printer", "login": "Login"}
 TICKETS = [
@@ -42,17 +36,6 @@ def retrieve(client: TestClient, query: str, **more: Any) -> list[str]:
     answer = client.post("/v1/retrieve", json={"pool": "tickets", "queries": [query], **more})
     assert answer.status_code == 200, answer.text
     return [d["id"] for d in answer.json()["results"][0]["demonstrations"]]
-
-
-def refused(answer: Any, status: int, words: str) -> None:
-    """A problem body of that status whose one line holds these words."""
-    assert answer.status_code == status, answer.text
-    body = answer.json()
-    assert answer.headers["content-type"] == "application/problem+json"
-    assert body["type"].startswith("urn:udr:")
-    assert body["status"] == status
-    assert words in body["detail"]
-    assert "\n" not in body["detail"]
 
 
 def test_a_pool_from_its_making_to_its_end(client: TestClient, pool: str) -> None:
@@ -218,7 +201,7 @@ def test_a_body_too_large_is_refused_before_it_is_kept(settings: Settings) -> No
 def test_the_key_is_asked_for_everywhere_but_at_the_probes(settings: Settings) -> None:
     keyed = settings.model_copy(update={"key": "secret", "host": "0.0.0.0"})
     with TestClient(create_app(keyed)) as client:
-        for path in ("/v1/pools", "/metrics", "/openapi.json", "/v1/nothing"):
+        for path in ("/v1/pools", "/metrics", "/openapi.json", "/v1/nothing", "/v1/keys"):
             refused(client.get(path), 401, "Bearer")
             refused(client.get(path, headers={"authorization": "Bearer wrong"}), 401, "Bearer")
         assert client.get("/v1/pools", headers={"authorization": "bearer secret"}).status_code == 200
@@ -246,58 +229,84 @@ def test_a_setting_out_of_range_is_named() -> None:
         parse_settings({"port": 70_000})
 
 
-# -- another retriever
+def test_words_and_vectors_together(client: TestClient, pool: str) -> None:
+    """Reciprocal rank fusion against plain arithmetic over the two lists."""
+    query = "the printer does not print the invoice"
+    lists = [retrieve(client, query, k=5, retriever=name) for name in ("dense", "bm25")]
+    score = {key: sum(1 / (61 + own.index(key)) for own in lists) for key in lists[0]}
+    answer = client.post("/v1/retrieve", json={"pool": pool, "queries": [query], "k": 3, "retriever": "hybrid"}).json()
+    found = answer["results"][0]["demonstrations"]
+    assert answer["retriever"] == "hybrid"
+    assert [d["similarity"] for d in found] == pytest.approx(sorted(score.values(), reverse=True)[:3])
+    assert all(d["similarity"] == pytest.approx(score[d["id"]]) for d in found)
 
 
-@pytest.fixture
-def trained(tmp_path: Path, bert_folder: Path) -> Path:
-    """A retriever folder with one task of its own; `tickets` is new to it."""
-    encoder = build_encoder(str(bert_folder), device="cpu")
-    folder = tmp_path / "retriever"
-    encoder.save(folder / "encoder")
-    encoder.save(folder / "untrained")
-    spec = TaskSpec(name="films", family="custom", kind="generation", metric="rouge_l")
-    save_task(folder, spec, [Demonstration("1", "the film was a joy", "great")], encoder)
-    return folder
+def test_what_was_not_chosen_is_explained(client: TestClient, pool: str) -> None:
+    asked = {"pool": pool, "queries": ["the invoice is wrong"], "explain": True, "k": 1}
+
+    def told(**more: Any) -> dict[str, str]:
+        (result,) = client.post("/v1/retrieve", json={**asked, **more}).json()["results"]
+        assert not {d["id"] for d in result["demonstrations"]} & {p["id"] for p in result["passed_over"]}
+        ranks = [p["rank"] for p in result["passed_over"]]
+        assert ranks == sorted(ranks)
+        return {p["id"]: p["reason"] for p in result["passed_over"]}
+
+    assert told()["t5"] == "not among the 1 nearest"
+    assert told(without_copies=True)["t1"] == "its input is the query's"
+    assert all("threshold 0.99" in reason for reason in told(threshold=0.99).values())
+    assert set(told(selection="mmr").values()) == {"mmr chose others"}
+    (made,) = client.post("/v1/prompt", json={**asked, "k": 2, "budget": 200}).json()["results"]
+    assert [d["tokens"] for d in made["demonstrations"]] == [
+        len(f"{d['input']}\t{LABELS[d['output']]}") for d in made["demonstrations"]
+    ]
 
 
-@pytest.fixture
-def with_retriever(settings: Settings, trained: Path) -> Iterator[TestClient]:
-    with TestClient(create_app(settings.model_copy(update={"retrievers": {"mine": trained}}))) as client:
-        yield client
+def test_lists_can_be_filtered_and_taken_elsewhere(client: TestClient, pool: str) -> None:
+    where = "/v1/pools/tickets/demonstrations"
+
+    def listed(condition: str) -> list[str]:
+        ids, cursor = [], ""
+        while cursor is not None:
+            page = client.get(where, params={"where": condition, "limit": 1, "cursor": cursor}).json()
+            ids += [d["id"] for d in page["demonstrations"]]
+            cursor = page["next"]
+        return ids
+
+    assert listed('{"lang": "en", "year": {"exists": false}}') == ["t3", "t5"]
+    refused(client.get(where, params={"where": "{"}), 422, "where")
+    refused(client.get(where, params={"where": "[]"}), 422, "where")
+    lines = client.get("/v1/pools/tickets/export").text.splitlines()
+    client.post("/v1/pools", json={"name": "again", "task": {"verbaliser": LABELS}})
+    loaded = client.post(
+        "/v1/pools/again/load", content="\n".join(lines), headers={"content-type": "application/x-ndjson"}
+    )
+    assert finished(client, loaded)["created"] == 5
+    assert client.get("/v1/pools/again/export").text.splitlines() == lines
 
 
-def switched(client: TestClient) -> dict[str, Any]:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        described: dict[str, Any] = client.get("/v1/pools/tickets").json()
-        if described["switch"]["state"] != "encoding":
-            return described
-        time.sleep(0.02)
-    raise AssertionError("the switch takes too long")
+def test_a_request_sent_again_is_done_once(client: TestClient, pool: str) -> None:
+    where, key = "/v1/pools/tickets/demonstrations", {"idempotency-key": "a"}
+    new = {"demonstrations": [{"input": "no toner", "output": "printer"}]}
+    first = client.post(where, json=new, headers=key)
+    seq = client.get("/v1/pools/tickets").json()["seq"]
+    again = client.post(where, json=new, headers=key)
+    assert (again.status_code, again.json()) == (201, first.json())
+    assert again.headers["idempotent-replayed"] == "true"
+    assert client.get("/v1/pools/tickets").json()["seq"] == seq
+    refused(client.post("/v1/pools", json={"name": "b"}, headers=key), 409, "another request")
+    refused(client.post(where, json={}, headers={"idempotency-key": "b" * 300}), 422, "255")
+    wrong = {"demonstrations": [{"input": "x", "output": "coffee"}]}
+    for _ in range(2):  # a refusal is an answer too
+        refused(client.post(where, json=wrong, headers={"idempotency-key": "c"}), 422, "'coffee'")
 
 
-@pytest.mark.parametrize("name", ["tickets", "films"])
-def test_a_pool_is_switched_to_a_trained_retriever_and_back(with_retriever: TestClient, name: str) -> None:
-    client = with_retriever
-    rows = [{"id": str(i), "input": f"ticket {i} of the bank", "output": "login"} for i in range(300)]
-    client.post("/v1/pools", json={"name": "tickets", "task": {"instruction": name}})
-    client.post("/v1/pools/tickets/demonstrations", json={"demonstrations": rows})
-    before = retrieve(client, "ticket 7 of", k=5)
-    refused(client.post("/v1/retrieve", json={"pool": "tickets", "queries": ["a"], "retriever": "mine"}), 409, "PUT")
-    assert client.put("/v1/pools/tickets/retriever", json={"retriever": "mine"}).status_code == 202
-    while client.get("/v1/pools/tickets").json()["switch"]["state"] == "encoding":  # nothing stands still meanwhile
-        assert retrieve(client, "ticket 7 of", k=5)
-        new = {"id": f"n{time.monotonic_ns()}", "input": "a film", "output": "x"}
-        assert client.post("/v1/pools/tickets/demonstrations", json={"demonstrations": [new]}).status_code == 201
-    described = switched(client)
-    assert described["switch"]["state"] == "done", described
-    assert (described["retriever"], described["previous_retriever"]) == ("mine", "dense")
-    every = described["demonstrations"]
-    assert len(retrieve(client, "ticket 7 of", k=1000)) == every
-    assert len(retrieve(client, "ticket 7 of", k=1000, retriever="dense")) <= every
-    back = client.post("/v1/pools/tickets/retriever/rollback")
-    assert back.json()["retriever"] == "dense"
-    assert retrieve(client, "ticket 7 of", k=5) == before
-    assert len(retrieve(client, "ticket 7 of", k=1000)) == every
-    refused(client.put("/v1/pools/tickets/retriever", json={"retriever": "min"}), 422, "mine")
+def test_a_pool_has_its_limits(settings: Settings) -> None:
+    small = settings.model_copy(update={"max_pools": 1, "max_pool": 2})
+    rows = [{"id": str(i), "input": f"text {i}", "output": "y"} for i in range(3)]
+    with TestClient(create_app(small)) as client:
+        client.post("/v1/pools", json={"name": "p"})
+        refused(client.post("/v1/pools", json={"name": "q"}), 403, "1 pools")
+        refused(client.post("/v1/pools/p/demonstrations", json={"demonstrations": rows}), 403, "limit is 2")
+        assert client.post("/v1/pools/p/demonstrations", json={"demonstrations": rows[:2]}).status_code == 201
+        changed = {"demonstrations": [{**rows[0], "output": "z"}], "mode": "upsert"}
+        assert client.post("/v1/pools/p/demonstrations", json=changed).status_code == 201

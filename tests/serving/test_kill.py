@@ -111,8 +111,8 @@ def check(url: str, known: dict[str, Any]) -> None:
     known.update({key: found.get(key) for key, text in known.items() if text is UNSURE})
 
 
-def kill_in_a_loop(folder: Path, kills: int) -> None:
-    database, log = f"sqlite:///{folder}/udr.sqlite", folder / "log"
+def kill_in_a_loop(database: str, folder: Path, kills: int) -> None:
+    log = folder / "log"
     everything: dict[str, Any] = {}
     rng = random.Random(kills)
     for turn in range(kills):
@@ -136,10 +136,10 @@ def kill_in_a_loop(folder: Path, kills: int) -> None:
 
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
-def test_nothing_acknowledged_is_lost_in_twenty_kills(tmp_path: Path) -> None:
-    kill_in_a_loop(tmp_path, 20)
+def test_nothing_acknowledged_is_lost_in_twenty_kills(database_url: str, tmp_path: Path) -> None:
+    kill_in_a_loop(database_url, tmp_path, 20)
 
 
 @pytest.mark.slow
-def test_nothing_acknowledged_is_lost_in_two_hundred_kills(tmp_path: Path) -> None:
-    kill_in_a_loop(tmp_path, 200)
+def test_nothing_acknowledged_is_lost_in_two_hundred_kills(database_url: str, tmp_path: Path) -> None:
+    kill_in_a_loop(database_url, tmp_path, 200)

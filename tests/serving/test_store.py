@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +9,9 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
-from serving.store import Store, open_store
-from serving.tables import metadata
+from serving.sql.database import open_database
+from serving.sql.store import Store
+from serving.sql.tables import metadata
 from udr.errors import ConflictError, NotFoundError, StoreUnavailable
 from udr.live_index import LiveIndex
 from udr.types import Demonstration, FloatArray
@@ -19,20 +19,14 @@ from udr.types import Demonstration, FloatArray
 DIM = 4
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    opened = open_store(f"sqlite:///{tmp_path}/s.sqlite")
-    yield opened
-    opened.close()
-
-
 def vector_of(d: Demonstration) -> FloatArray:
     rng = np.random.default_rng(int(d.content_hash, 16) % 2**32)
     return rng.standard_normal(DIM).astype(np.float32)
 
 
+@pytest.mark.filterwarnings("ignore:Did not recognize type 'vector'")
 def test_the_migrations_make_what_the_tables_say(store: Store) -> None:
-    with store.engine.connect() as connection:
+    with store.database.engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
 
 
@@ -53,12 +47,12 @@ def test_it_answers_as_a_plain_map_does_and_indexes_follow(store: Store) -> None
             clash = any(k in model[p] and model[p][k] != d for k, d in zip(keys, own, strict=True))
             if clash:
                 with pytest.raises(ConflictError):
-                    store.write(p, own, {encodings[p]: matrix}, replace=False)
+                    store.write(p, own, {encodings[p]: matrix})
             else:
-                store.write(p, own, {encodings[p]: matrix}, replace=False)
+                store.write(p, own, {encodings[p]: matrix})
                 model[p] |= {d.id: d for d in own}
         else:
-            written = store.write(p, own, {encodings[p]: matrix}, replace=True)
+            written = store.write(p, own, {encodings[p]: matrix}, clash="replace")
             same = sum(model[p].get(d.id) == d for d in own)
             new = sum(d.id not in model[p] for d in own)
             assert written[:3] == (new, len(own) - new - same, same)
@@ -75,7 +69,7 @@ def check(
     """Rows, vectors and an index that followed the changes are all the model's."""
     rows = store.page(p)
     assert {s.demonstration.id: s.demonstration for s in rows} == model
-    assert store.count(p) == len(model)
+    assert store.pool_of(p).size == len(model)
     changes = store.changes(p, encoding, DIM, seq[0])
     index.add(changes.rows, changes.vectors, changes.metadata)
     index.remove(changes.gone)
@@ -90,11 +84,11 @@ def check(
 def test_an_encoding_becomes_active_only_when_nothing_is_missing(store: Store) -> None:
     p = store.create_pool("a", {})
     own = [Demonstration(str(i), f"t{i}", "y") for i in range(5)]
-    store.write(p.id, own, {}, replace=False)
+    store.write(p.id, own, {})
     encoding = store.open_encoding(p.id, "r", "f", DIM).id
     assert not store.activate(p.id, encoding)
     assert store.pool("a").active is None
-    missing = store.unencoded(p.id, encoding, 10)
+    missing = store.unencoded(p.id, encoding, 0, 10)
     assert [s.demonstration for s in missing] == own
     store.delete(p.id, ["0"])  # one goes away while it is being encoded
     rows, vectors = [s.row for s in missing], np.ones((5, DIM), np.float32)
@@ -109,7 +103,7 @@ def test_a_row_number_is_never_used_again(store: Store) -> None:
     p = store.create_pool("a", {}).id
     seen: set[int] = set()
     for _ in range(5):
-        store.write(p, [Demonstration("k", "t", "y")], {}, replace=False)
+        store.write(p, [Demonstration("k", "t", "y")], {})
         (stored,) = store.page(p)
         assert stored.row not in seen
         seen.add(stored.row)
@@ -119,20 +113,20 @@ def test_a_row_number_is_never_used_again(store: Store) -> None:
 def test_a_pool_goes_with_all_that_is_its_own(store: Store) -> None:
     p = store.create_pool("a", {}).id
     encoding = store.open_encoding(p, "r", "f", DIM).id
-    store.write(p, [Demonstration("k", "t", "y")], {encoding: np.ones((1, DIM), np.float32)}, replace=False)
+    store.write(p, [Demonstration("k", "t", "y")], {encoding: np.ones((1, DIM), np.float32)})
     with pytest.raises(ConflictError, match="'a' exists"):
         store.create_pool("a", {})
     store.delete_pool(p)
     with pytest.raises(NotFoundError):
         store.pool("a")
     with pytest.raises(NotFoundError):
-        store.write(p, [Demonstration("k", "t", "y")], {}, replace=False)
+        store.write(p, [Demonstration("k", "t", "y")], {})
     assert store.create_pool("a", {}).id != p
-    with store.engine.connect() as connection:
-        assert not connection.exec_driver_sql("SELECT count(*) FROM vector").scalar_one()
+    with store.database.engine.connect() as connection:
+        assert not connection.exec_driver_sql("SELECT count(*) FROM embedding").scalar_one()
 
 
 def test_a_database_that_cannot_be_opened_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "s.sqlite").write_bytes(b"this is not a database, whatever its name may say" * 50)
     with pytest.raises(StoreUnavailable, match="not a database"):
-        open_store(f"sqlite:///{tmp_path}/s.sqlite")
+        open_database(f"sqlite:///{tmp_path}/s.sqlite")

@@ -1,0 +1,185 @@
+"""Jobs at work: loads of many demonstrations, and pools on their way to another retriever.
+
+Any process may take a job up; how far it has come is stored with what it wrote, so another one goes on where a process
+ended.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from tempfile import TemporaryFile
+
+import structlog
+
+from serving.catalog import Catalog, Pool
+from serving.loading import batches, rows_of
+from serving.sql.audit import AuditLog, acting
+from serving.sql.jobs import JobLost, JobRow, Jobs, Step
+from serving.sql.keys import Answers
+from serving.sql.store import Clash
+from udr.errors import StoreUnavailable, UDRError
+
+__all__ = ["Background"]
+
+_AT_ONCE = 2  # jobs of this process; all encode by one thread
+_IDLE = 1.0  # seconds between looks at the jobs of all processes
+_DAY = 86_400.0
+_log = structlog.get_logger("udr.serving")
+
+
+class Background:
+    """Threads that take jobs up, and the housekeeping of the database.
+
+    Args:
+        catalog: where the work is done.
+        jobs: of the same database.
+        answers: kept for a day.
+        log: of changes.
+        max_text: characters of an input or output.
+        max_pool: demonstrations that a pool may hold; 0: any number.
+        audit_days: how long changes are remembered.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        jobs: Jobs,
+        answers: Answers,
+        log: AuditLog,
+        *,
+        max_text: int,
+        max_pool: int,
+        audit_days: float,
+    ) -> None:
+        self.owner = f"{os.getpid()}-{uuid.uuid4().hex[:12]}"
+        self._catalog = catalog
+        self._jobs = jobs
+        self._answers = answers
+        self._audit = log
+        self._max_text = max_text
+        self._max_pool = max_pool
+        self._audit_days = audit_days
+        self._at_work: set[str] = set()
+        self._stopping = threading.Event()
+        self._news = threading.Condition()
+        self._threads = [threading.Thread(target=self._work, name=f"job-{i}", daemon=True) for i in range(_AT_ONCE)]
+        self._threads.append(threading.Thread(target=self._keep_house, name="housekeeping", daemon=True))
+        for thread in self._threads:
+            thread.start()
+
+    def wake(self) -> None:
+        """Tell that there is a new job."""
+        with self._news:
+            self._news.notify()
+
+    def stop(self) -> None:
+        """Begin to stop: after the piece of work at hand."""
+        self._stopping.set()
+        with self._news:
+            self._news.notify_all()
+
+    def close(self) -> None:
+        """Stop; what is not finished waits for the next process."""
+        self.stop()
+        for thread in self._threads:
+            thread.join()
+        with suppress(StoreUnavailable):  # they are taken over once this process is not heard of
+            self._jobs.release(self.owner)
+
+    def _work(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                job = self._jobs.claim(self.owner)
+                if job is not None:
+                    self._at_work.add(job.id)
+                    try:
+                        self._run(job)
+                    finally:
+                        self._at_work.discard(job.id)
+                    continue
+            except StoreUnavailable as error:
+                _log.warning("jobs", error=str(error))
+            with self._news:
+                self._news.wait(_IDLE)
+
+    def _run(self, job: JobRow) -> None:
+        acting.set(f"job {job.id}")
+        try:
+            pool = self._catalog.pool_of(job.pool_id)
+            {"load": self._load, "switch": self._switch}[job.kind](job, pool)
+        except (JobLost, _Stopped):
+            return  # cancelled, taken over, or the process ends
+        except StoreUnavailable:
+            raise  # it is taken up again once the database answers
+        except UDRError as error:
+            if self._stopping.is_set():  # the encoding thread gives up what waits
+                return
+            self._jobs.finish(job.id, self.owner, "failed", str(error))
+        except Exception as error:  # the client is told; the thread has nobody else to tell
+            _log.exception("job", job=job.id)
+            self._jobs.finish(job.id, self.owner, "failed", f"{type(error).__name__}: {error}")
+        else:
+            self._jobs.finish(job.id, self.owner, "done")
+
+    def _load(self, job: JobRow, pool: Pool) -> None:
+        """Store first, then encode: what is stored is found by its words at once."""
+        step = self._step(job)
+        clash: Clash = "replace" if job.spec["mode"] == "upsert" else "skip"
+        with TemporaryFile() as file:
+            for part in self._jobs.parts(job.id):
+                file.write(part)
+                self._go_on()
+            step = step._replace(total=rows_of(file, job.spec["format"]))
+            for batch in batches(file, job.spec["format"], job.position, job.line, pool.spec, self._max_text):
+                step = step._replace(position=batch.position, line=batch.line, done=batch.position)
+                told = step._replace(refused=batch.refused, lines=batch.lines)
+                self._catalog.store.write(
+                    pool.row.id, batch.demonstrations, {}, clash=clash, limit=self._max_pool, step=told
+                )
+                self._go_on()
+        self._catalog.complete(self._catalog.pool_of(job.pool_id), self._teller(step, "encoded"))
+
+    def _switch(self, job: JobRow, pool: Pool) -> None:
+        self._catalog.become(pool, job.spec["retriever"], self._teller(self._step(job)))
+
+    def _step(self, job: JobRow) -> Step:
+        return Step(job.id, self.owner, job.position, job.line, job.done)
+
+    def _teller(self, step: Step, count: str = "") -> Callable[[int], None]:
+        """What notes that so many more are encoded: as a count of the job, or as its progress."""
+
+        def tell(more: int) -> None:
+            nonlocal step
+            if not count:
+                step = step._replace(done=step.done + more)
+            self._jobs.advance(step, **({count: more} if count else {}))
+            self._go_on()
+
+        return tell
+
+    def _go_on(self) -> None:
+        if self._stopping.is_set():
+            raise _Stopped
+
+    def _keep_house(self) -> None:
+        tidied = 0.0
+        while not self._stopping.wait(_IDLE):
+            now = time.time()
+            try:
+                self._jobs.beat(self.owner, list(self._at_work))
+                if now - tidied > _DAY / 24:
+                    self._jobs.forget(now - 7 * _DAY)
+                    self._answers.forget(now - _DAY)
+                    self._audit.shorten(now - self._audit_days * _DAY)
+                    tidied = now
+            except StoreUnavailable as error:
+                _log.warning("housekeeping", error=str(error))
+
+
+class _Stopped(Exception):
+    """The process ends; the job is left for another one."""

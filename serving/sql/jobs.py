@@ -1,0 +1,273 @@
+"""Work that outlives a request: what was asked for, how far it is, and which process is at it."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
+
+import sqlalchemy as sa
+
+from serving.sql.database import Database
+from serving.sql.tables import job, job_part
+from udr.errors import ConflictError, NotFoundError, UDRError
+
+__all__ = ["COUNTS", "JobLost", "JobRow", "Jobs", "LineError", "Step", "advance"]
+
+COUNTS = ("created", "replaced", "unchanged", "refused", "encoded")
+_KEPT = 1000  # errors of lines that a job keeps; all are counted
+_SILENT = 10.0  # seconds after which a process that is not heard of is taken for dead
+_STALE = 3600.0  # seconds after which an upload that did not go on is forgotten
+OPEN = ("queued", "running")
+
+Kind = Literal["load", "switch"]
+
+
+class JobLost(UDRError):
+    """The job was cancelled, or another process has taken it over."""
+
+
+class LineError(NamedTuple):
+    """Why one line of a load was not stored."""
+
+    line: int  # from 1
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobRow:
+    """A job as its row states it."""
+
+    id: str
+    pool_id: int
+    kind: Kind
+    state: str
+    spec: Mapping[str, Any]
+    key: str | None
+    fingerprint: str | None
+    position: int
+    line: int
+    done: int
+    total: int
+    counts: Mapping[str, int]
+    errors: Sequence[tuple[int, str]]
+    error: str | None
+    owner: str | None
+    beat: float
+    created: float
+    finished: float | None
+
+
+class Step(NamedTuple):
+    """How far a job has come with what is being written."""
+
+    job: str
+    owner: str
+    position: int
+    line: int
+    done: int
+    refused: Sequence[LineError] = ()
+    total: int | None = None  # what `done` will come to, where that was not known before
+    lines: Mapping[str, int] = MappingProxyType({})  # of each demonstration that is written, by its id
+
+
+def advance(c: sa.Connection, step: Step, **counts: int) -> None:
+    """Note a step in the transaction of what it wrote, so that neither is there without the other.
+
+    Raises:
+        JobLost: the job is not this process's any more; the transaction must not be committed.
+    """
+    own = (job.c.id == step.job) & (job.c.owner == step.owner) & (job.c.state == "running")
+    row = c.execute(sa.select(job.c.counts, job.c.errors).where(own).with_for_update()).one_or_none()
+    if row is None:
+        raise JobLost(f"job {step.job}: cancelled, or taken over by another process")
+    total = {name: row.counts.get(name, 0) + counts.get(name, 0) for name in COUNTS}
+    total["refused"] += len(step.refused)
+    values = {
+        "position": step.position,
+        "line": step.line,
+        "done": step.done,
+        "counts": total,
+        "errors": [*row.errors, *(list(e) for e in step.refused)][:_KEPT],
+        "beat": time.time(),
+        **({} if step.total is None else {"total": step.total}),
+    }
+    c.execute(sa.update(job).where(own).values(values))
+
+
+class Jobs:
+    """Jobs of all processes over one database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def create(
+        self,
+        pool_id: int,
+        kind: Kind,
+        spec: Mapping[str, Any],
+        *,
+        state: Literal["receiving", "queued"] = "queued",
+        total: int = 0,
+        alone: bool = False,
+    ) -> JobRow:
+        """Make a job.
+
+        Args:
+            pool_id: whose it is.
+            kind: what is to be done.
+            spec: how.
+            state: `receiving` until its payload is here.
+            total: what `done` will come to.
+            alone: refuse it while another of its kind works on the pool.
+
+        Raises:
+            ConflictError: `alone`, and there is one.
+        """
+        now = time.time()
+        values = {
+            "id": uuid.uuid4().hex,
+            "pool_id": pool_id,
+            "kind": kind,
+            "state": state,
+            "spec": dict(spec),
+            "position": 0,
+            "line": 0,
+            "done": 0,
+            "total": total,
+            "counts": {},
+            "errors": [],
+            "beat": now,
+            "created": now,
+        }
+        with self._database.write() as c:
+            if alone:
+                same = (job.c.pool_id == pool_id) & (job.c.kind == kind) & job.c.state.in_(OPEN)
+                if (other := c.execute(sa.select(job.c.id).where(same)).scalars().first()) is not None:
+                    raise ConflictError(f"job {other} is at this already; wait for it or cancel it")
+            return JobRow(*c.execute(sa.insert(job).values(values).returning(*job.c)).one())
+
+    def add_part(self, job_id: str, number: int, data: bytes) -> None:
+        """Store a piece of the payload."""
+        with self._database.write() as c:
+            c.execute(sa.insert(job_part).values(job_id=job_id, number=number, data=data))
+            c.execute(sa.update(job).where(job.c.id == job_id).values(beat=time.time()))
+
+    def received(self, job_id: str, total: int, key: str | None, fingerprint: str) -> JobRow:
+        """Let the job begin, for its payload is whole; where the key was used before, give that job instead.
+
+        Raises:
+            ConflictError: the key was used for another payload.
+        """
+        with self._database.write() as c:
+            row = JobRow(*c.execute(sa.select(job).where(job.c.id == job_id)).one())
+            if key is not None:
+                used = (job.c.pool_id == row.pool_id) & (job.c.key == key)
+                before = c.execute(sa.select(job).where(used)).one_or_none()
+                if before is not None:
+                    c.execute(sa.delete(job).where(job.c.id == job_id))
+                    if before.fingerprint != fingerprint:
+                        c.commit()
+                        raise ConflictError("Idempotency-Key: used before for another body")
+                    return JobRow(*before)
+            values = {"state": "queued", "total": total, "key": key, "fingerprint": fingerprint, "beat": time.time()}
+            return JobRow(*c.execute(sa.update(job).where(job.c.id == job_id).values(values).returning(*job.c)).one())
+
+    def parts(self, job_id: str) -> Iterator[bytes]:
+        """The payload, piece by piece."""
+        number = 0
+        while True:
+            with self._database.read(fresh=True) as c:
+                own = (job_part.c.job_id == job_id) & (job_part.c.number == number)
+                data = c.execute(sa.select(job_part.c.data).where(own)).scalar_one_or_none()
+            if data is None:
+                return
+            yield data
+            number += 1
+
+    def get(self, job_id: str) -> JobRow:
+        """Look a job up.
+
+        Raises:
+            NotFoundError: there is none of that id.
+        """
+        with self._database.read(fresh=True) as c:
+            row = c.execute(sa.select(job).where(job.c.id == job_id)).one_or_none()
+        if row is None:
+            raise NotFoundError(f"no job {job_id!r}")
+        return JobRow(*row)
+
+    def of_pool(self, pool_id: int, kind: Kind | None = None, limit: int = 100) -> list[JobRow]:
+        """Jobs of a pool, the newest first."""
+        query = sa.select(job).where(job.c.pool_id == pool_id).order_by(job.c.created.desc()).limit(limit)
+        with self._database.read(fresh=True) as c:
+            return [JobRow(*row) for row in c.execute(query if kind is None else query.where(job.c.kind == kind))]
+
+    def claim(self, owner: str) -> JobRow | None:
+        """Take the oldest job that waits, or whose process is not heard of any more."""
+        now = time.time()
+        free = (job.c.state == "queued") | ((job.c.state == "running") & (job.c.beat < now - _SILENT))
+        with self._database.read(fresh=True) as c:  # most often there is none, and no lock is needed to see that
+            if c.execute(sa.select(job.c.id).where(free).limit(1)).first() is None:
+                return None
+        first = sa.select(job.c.id).where(free).order_by(job.c.created).limit(1).with_for_update(skip_locked=True)
+        with self._database.write() as c:
+            found = c.execute(first).scalar_one_or_none()
+            if found is None:
+                return None
+            taken = sa.update(job).where(job.c.id == found).values(state="running", owner=owner, beat=now)
+            return JobRow(*c.execute(taken.returning(*job.c)).one())
+
+    def beat(self, owner: str, jobs: Sequence[str]) -> None:
+        """Tell that a process is alive and at these jobs."""
+        if not jobs:
+            return
+        own = (job.c.owner == owner) & (job.c.state == "running") & job.c.id.in_(jobs)
+        with self._database.write() as c:
+            c.execute(sa.update(job).where(own).values(beat=time.time()))
+
+    def advance(self, step: Step, **counts: int) -> None:
+        """Note a step that writes nothing else."""
+        with self._database.write() as c:
+            advance(c, step, **counts)
+
+    def finish(self, job_id: str, owner: str, state: Literal["done", "failed"], error: str | None = None) -> None:
+        """End a job that is this process's still; its payload is forgotten."""
+        own = (job.c.id == job_id) & (job.c.owner == owner) & (job.c.state == "running")
+        values: dict[str, Any] = {"state": state, "error": error, "finished": time.time()}
+        if state == "done":
+            values["done"] = job.c.total
+        with self._database.write() as c:
+            if c.execute(sa.update(job).where(own).values(values)).rowcount:
+                c.execute(sa.delete(job_part).where(job_part.c.job_id == job_id))
+
+    def release(self, owner: str) -> None:
+        """Let another process go on with what this one leaves undone."""
+        own = (job.c.owner == owner) & (job.c.state == "running")
+        with self._database.write() as c:
+            c.execute(sa.update(job).where(own).values(state="queued", owner=None))
+
+    def cancel(self, job_id: str) -> JobRow:
+        """Stop a job; what it has stored stays.
+
+        Raises:
+            NotFoundError: there is none of that id.
+            ConflictError: it has ended.
+        """
+        row = self.get(job_id)
+        own = (job.c.id == job_id) & job.c.state.in_(("receiving", *OPEN))
+        with self._database.write() as c:
+            if not c.execute(sa.update(job).where(own).values(state="cancelled", finished=time.time())).rowcount:
+                raise ConflictError(f"job {job_id}: it has ended ({row.state})")
+            c.execute(sa.delete(job_part).where(job_part.c.job_id == job_id))
+        return self.get(job_id)
+
+    def forget(self, before: float) -> None:
+        """Forget jobs that ended before that, and uploads that were given up."""
+        ended = job.c.finished < before
+        given_up = (job.c.state == "receiving") & (job.c.beat < time.time() - _STALE)
+        with self._database.write() as c:
+            c.execute(sa.delete(job).where(ended | given_up))

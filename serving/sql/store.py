@@ -1,0 +1,477 @@
+"""Pools, demonstrations and vectors in the database. What a method returned from is on disk."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import numpy as np
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+
+from serving.sql.audit import record
+from serving.sql.database import Database
+from serving.sql.jobs import LineError, Step, advance
+from serving.sql.tables import demonstration, embedding, encoding, pool, tombstone
+from udr.errors import ConflictError, NotFoundError, QuotaExceeded, UDRError
+from udr.types import Demonstration, FloatArray, Media
+
+__all__ = ["Changes", "Clash", "EncodingRow", "PoolRow", "RetrieverChanged", "Store", "Stored", "Written"]
+
+T = TypeVar("T")
+_FEW = 500  # values in one IN (…): every database takes so many
+_TAKEN = "stands for another demonstration"
+_CHANGES = 1 << 16  # rows that an index takes in at once
+
+Clash = Literal["refuse", "replace", "skip"]
+"""What becomes of a demonstration whose id stands for another one: the whole write is refused, it takes the other's
+place, or it is left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolRow:
+    """A pool as its row states it."""
+
+    id: int
+    name: str
+    spec: Mapping[str, Any]
+    seq: int
+    size: int
+    active: int | None
+    previous: int | None
+    created: float
+
+
+@dataclass(frozen=True, slots=True)
+class EncodingRow:
+    """One way in which a pool is or was turned into vectors."""
+
+    id: int
+    pool_id: int
+    retriever: str
+    fingerprint: str
+    dim: int
+    weights: list[float] | None
+    state: str
+    created: float
+
+
+class Stored(NamedTuple):
+    """A demonstration and the number under which indexes know it."""
+
+    row: int
+    demonstration: Demonstration
+    query_hash: str
+
+
+class Written(NamedTuple):
+    """What became of the demonstrations of one write."""
+
+    created: int
+    replaced: int
+    unchanged: int
+    seq: int
+
+
+class RetrieverChanged(UDRError):
+    """The pool keeps an encoding that the vectors of a write are not of."""
+
+
+class Changes(NamedTuple):
+    """What an index must take in to go from one `seq` to the next."""
+
+    seq: int
+    rows: list[int]
+    vectors: FloatArray
+    metadata: list[dict[str, str]]
+    gone: list[int]
+
+
+class Store:
+    """Pools and what belongs to them; every method is one transaction."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self._read, self._write = database.read, database.write
+
+    # -- pools
+
+    def create_pool(self, name: str, spec: Mapping[str, Any], limit: int = 0) -> PoolRow:
+        """Make an empty pool.
+
+        Args:
+            name: unlike all others.
+            spec: of its task.
+            limit: pools that there may be; 0: any number.
+
+        Raises:
+            ConflictError: the name is taken.
+            QuotaExceeded: there are as many as there may be.
+        """
+        with self._write() as c:
+            if limit and c.execute(sa.select(sa.func.count()).select_from(pool)).scalar_one() >= limit:
+                raise QuotaExceeded(f"there are {limit} pools, as many as this service keeps; delete one")
+            try:
+                values = {"name": name, "spec": dict(spec), "seq": 0, "size": 0, "created": time.time()}
+                row = c.execute(sa.insert(pool).values(values).returning(*pool.c)).one()
+            except IntegrityError:
+                raise ConflictError(f"pool {name!r} exists already") from None
+            record(c, "pool.create", name)
+        return PoolRow(*row)
+
+    def pool(self, name: str, *, fresh: bool = False) -> PoolRow:
+        """Look a pool up; `fresh`: never in a replica.
+
+        Raises:
+            NotFoundError: there is none of that name.
+        """
+        with self._read(fresh=fresh) as c:
+            row = c.execute(sa.select(pool).where(pool.c.name == name)).one_or_none()
+        if row is None:
+            raise NotFoundError(f"no pool {name!r}; GET /v1/pools lists them")
+        return PoolRow(*row)
+
+    def pool_of(self, pool_id: int) -> PoolRow:
+        """Look a pool up by its number.
+
+        Raises:
+            NotFoundError: it was deleted.
+        """
+        with self._read(fresh=True) as c:
+            row = c.execute(sa.select(pool).where(pool.c.id == pool_id)).one_or_none()
+        if row is None:
+            raise NotFoundError("the pool was deleted")
+        return PoolRow(*row)
+
+    def every_pool(self) -> list[PoolRow]:
+        """All of them."""
+        with self._read(fresh=True) as c:
+            return [PoolRow(*row) for row in c.execute(sa.select(pool))]
+
+    def pools(self, after: str = "", limit: int = 100, among: Sequence[str] | None = None) -> list[PoolRow]:
+        """Pools by name, from the one after `after`; `among`: only those."""
+        query = sa.select(pool).where(pool.c.name > after).order_by(pool.c.name).limit(limit)
+        with self._read() as c:
+            rows = c.execute(query if among is None else query.where(pool.c.name.in_(among))).all()
+        return [PoolRow(*row) for row in rows]
+
+    def delete_pool(self, pool_id: int) -> None:
+        """Forget a pool and all that belongs to it."""
+        with self._write() as c:
+            name = c.execute(sa.delete(pool).where(pool.c.id == pool_id).returning(pool.c.name)).scalar_one_or_none()
+            if name is not None:
+                record(c, "pool.delete", name)
+
+    # -- demonstrations
+
+    def write(
+        self,
+        pool_id: int,
+        demonstrations: Sequence[Demonstration],
+        vectors: Mapping[int, FloatArray],
+        *,
+        clash: Clash = "refuse",
+        limit: int = 0,
+        step: Step | None = None,
+    ) -> Written:
+        """Store demonstrations and their vectors, all or none; those that are there to the letter are left alone.
+
+        Args:
+            pool_id: whose they are.
+            demonstrations: (m) with differing ids.
+            vectors: by encoding id, (m, d).
+            clash: what becomes of those whose id stands for another one.
+            limit: demonstrations that the pool may hold; 0: any number.
+            step: of the job that writes these, noted in the same transaction.
+
+        Raises:
+            ConflictError: an id stands for something else and the clash is refused.
+            QuotaExceeded: the pool would hold too many.
+            RetrieverChanged: `vectors` lack those of an encoding that the pool keeps (not asked of a job, which
+                completes them afterwards).
+            NotFoundError: the pool was deleted meanwhile.
+            JobLost: the job is not this process's any more.
+        """
+        keys = [d.id for d in demonstrations]
+        with self._write() as c:
+            row = _lock(c, pool_id)
+            if step is None and {row.active, row.previous} - {None} - vectors.keys():
+                raise RetrieverChanged("the pool was switched to another retriever meanwhile; write again")
+            known = _known(c, pool_id, keys)
+            unlike = [i for i, d in enumerate(demonstrations) if known.get(d.id, (0, ""))[1] != _hash(d)]
+            clashing = [keys[i] for i in unlike if keys[i] in known]
+            if clashing and clash == "refuse":
+                names = ", ".join(map(repr, clashing))
+                raise ConflictError(f"id {names[:200]}: {_TAKEN}; PUT or mode=upsert replaces")
+            fresh = [i for i in unlike if clash == "replace" or keys[i] not in known]
+            old = [known[key][0] for key in clashing] if clash == "replace" else []
+            size = row.size + len(fresh) - len(old)
+            if limit and len(fresh) > len(old) and size > limit:
+                raise QuotaExceeded(f"the pool would hold {size} demonstrations; the limit is {limit}")
+            _bury(c, pool_id, old, row.seq)
+            rows = _insert(c, pool_id, [demonstrations[i] for i in fresh], row.seq)
+            for encoding_id, all_vectors in vectors.items():
+                _insert_vectors(c, encoding_id, rows, all_vectors[fresh], row.seq)
+            c.execute(sa.update(pool).where(pool.c.id == pool_id).values(size=size))
+            created, unchanged = len(fresh) - len(old), len(keys) - len(unlike)
+            if step is not None:
+                left_out = clashing if clash == "skip" else []
+                refused = [LineError(step.lines[key], f"id {key!r}: {_TAKEN}; upsert replaces") for key in left_out]
+                told = step._replace(refused=sorted([*step.refused, *refused]))
+                advance(c, told, created=created, replaced=len(old), unchanged=unchanged)
+            elif fresh:
+                record(c, "demonstrations.write", row.name, created=created, replaced=len(old))
+        return Written(created, len(old), unchanged, row.seq)
+
+    def delete(self, pool_id: int, keys: Sequence[str]) -> int:
+        """Forget demonstrations by their ids; say how many there were."""
+        with self._write() as c:
+            row = _lock(c, pool_id)
+            rows = [number for number, _ in _known(c, pool_id, keys).values()]
+            _bury(c, pool_id, rows, row.seq)
+            c.execute(sa.update(pool).where(pool.c.id == pool_id).values(size=row.size - len(rows)))
+            if rows:
+                record(c, "demonstrations.delete", row.name, deleted=len(rows))
+        return len(rows)
+
+    def get(self, pool_id: int, rows: Sequence[int]) -> dict[int, Stored]:
+        """Demonstrations by row; those that are gone are missing."""
+        found = {}
+        with self._read() as c:
+            for some in _portions(rows):
+                query = sa.select(demonstration).where(demonstration.c.pool_id == pool_id, demonstration.c.id.in_(some))
+                found.update({r.id: _stored(r) for r in c.execute(query)})
+        return found
+
+    def by_key(self, pool_id: int, key: str) -> Stored:
+        """One demonstration by its id.
+
+        Raises:
+            NotFoundError: the pool has none.
+        """
+        with self._read() as c:
+            query = sa.select(demonstration).where(demonstration.c.pool_id == pool_id, demonstration.c.key == key)
+            row = c.execute(query).one_or_none()
+        if row is None:
+            raise NotFoundError(f"no demonstration {key!r} in this pool")
+        return _stored(row)
+
+    def page(self, pool_id: int, after: int = 0, limit: int = 1000) -> list[Stored]:
+        """Demonstrations in the order they came, from the row after `after`."""
+        own = (demonstration.c.pool_id == pool_id) & (demonstration.c.id > after)
+        with self._read() as c:
+            rows = c.execute(sa.select(demonstration).where(own).order_by(demonstration.c.id).limit(limit)).all()
+        return [_stored(r) for r in rows]
+
+    # -- encodings
+
+    def open_encoding(
+        self, pool_id: int, retriever: str, fingerprint: str, dim: int, weights: Sequence[float] | None = None
+    ) -> EncodingRow:
+        """The pool's encoding of that fingerprint, made if need be: `building`, without a vector.
+
+        Others that were begun and given up are dropped.
+        """
+        own = (encoding.c.pool_id == pool_id) & (encoding.c.fingerprint == fingerprint)
+        with self._write() as c:
+            _lock(c, pool_id)  # two that open the same one wait for each other here
+            others = (encoding.c.pool_id == pool_id) & (encoding.c.fingerprint != fingerprint)
+            c.execute(sa.delete(encoding).where(others, encoding.c.state == "building"))
+            row = c.execute(sa.select(encoding).where(own)).one_or_none()
+            if row is None:
+                values = {
+                    "pool_id": pool_id,
+                    "retriever": retriever,
+                    "fingerprint": fingerprint,
+                    "dim": dim,
+                    "weights": list(weights) if weights else None,
+                    "state": "building",
+                    "created": time.time(),
+                }
+                row = c.execute(sa.insert(encoding).values(values).returning(*encoding.c)).one()
+        return EncodingRow(*row)
+
+    def encodings(self, pool_id: int) -> list[EncodingRow]:
+        """All encodings of a pool, the oldest first."""
+        with self._read(fresh=True) as c:
+            query = sa.select(encoding).where(encoding.c.pool_id == pool_id).order_by(encoding.c.id)
+            return [EncodingRow(*row) for row in c.execute(query)]
+
+    def unencoded(self, pool_id: int, encoding_id: int, after: int, limit: int) -> list[Stored]:
+        """Demonstrations that have no vector under an encoding yet, in order of their rows from the one after."""
+        own = (embedding.c.encoding_id == encoding_id) & (embedding.c.demonstration_id == demonstration.c.id)
+        query = sa.select(demonstration).where(
+            demonstration.c.pool_id == pool_id, demonstration.c.id > after, ~sa.exists().where(own)
+        )
+        with self._read(fresh=True) as c:
+            return [_stored(r) for r in c.execute(query.order_by(demonstration.c.id).limit(limit))]
+
+    def add_vectors(self, pool_id: int, encoding_id: int, rows: Sequence[int], vectors: FloatArray) -> None:
+        """Store vectors (m, d) of demonstrations that are there still and have none under this encoding.
+
+        Raises:
+            NotFoundError: the pool was deleted, or the encoding dropped.
+        """
+        with self._write() as c:
+            seq = _lock(c, pool_id).seq
+            if c.execute(sa.select(encoding.c.id).where(encoding.c.id == encoding_id)).first() is None:
+                raise NotFoundError("the pool was switched to yet another retriever meanwhile")
+            there: set[int] = set()
+            for some in _portions(rows):
+                own = embedding.c.encoding_id == encoding_id
+                done = sa.select(embedding.c.demonstration_id).where(own, embedding.c.demonstration_id.in_(some))
+                query = sa.select(demonstration.c.id).where(
+                    demonstration.c.id.in_(some), demonstration.c.id.not_in(done)
+                )
+                there.update(c.execute(query).scalars())
+            keep = [i for i, row in enumerate(rows) if row in there]
+            _insert_vectors(c, encoding_id, [rows[i] for i in keep], vectors[keep], seq)
+
+    def activate(self, pool_id: int, encoding_id: int) -> bool:
+        """Let an encoding answer, if every demonstration has its vector: True, or False with nothing changed.
+
+        The one that answered is kept beside it for a roll-back; all others are dropped.
+        """
+        with self._write() as c:
+            row = _lock(c, pool_id)
+            vectors = sa.select(sa.func.count()).where(embedding.c.encoding_id == encoding_id)
+            if c.execute(vectors).scalar_one() < row.size:
+                return False
+            this = encoding.c.id == encoding_id
+            retriever = c.execute(sa.update(encoding).where(this).values(state="ready").returning(encoding.c.retriever))
+            if row.active != encoding_id:
+                values = {"previous": row.active, "active": encoding_id}
+                c.execute(sa.update(pool).where(pool.c.id == pool_id).values(values))
+                kept = [encoding_id, row.active or encoding_id]
+                old = (encoding.c.pool_id == pool_id) & (encoding.c.state == "ready") & encoding.c.id.not_in(kept)
+                c.execute(sa.delete(encoding).where(old))
+                record(c, "pool.switch", row.name, retriever=retriever.scalar_one())
+            return True
+
+    def forget_previous(self, pool_id: int) -> None:
+        """Drop the encoding that answered before."""
+        with self._write() as c:
+            row = _lock(c, pool_id)
+            c.execute(sa.update(pool).where(pool.c.id == pool_id).values(previous=None))
+            c.execute(sa.delete(encoding).where(encoding.c.id == row.previous))
+
+    def changes(self, pool_id: int, encoding_id: int, dim: int, after: int, limit: int = _CHANGES) -> Changes:
+        """What was written under an encoding since `after`: all of it, or as many whole writes as make `limit` rows.
+
+        What it gives is in order of `seq`, and complete up to the one that it states.
+        """
+        columns = (demonstration.c.id, embedding.c.seq, embedding.c.data, demonstration.c.metadata)
+        joined = embedding.join(demonstration, demonstration.c.id == embedding.c.demonstration_id)
+        with self._read() as c:
+            upto = c.execute(sa.select(pool.c.seq).where(pool.c.id == pool_id)).scalar_one_or_none()
+            if upto is None:
+                raise NotFoundError("the pool was deleted")
+            since = (embedding.c.encoding_id == encoding_id) & (embedding.c.seq > after) & (embedding.c.seq <= upto)
+            query = sa.select(*columns).select_from(joined).where(since).order_by(embedding.c.seq)
+            rows = c.execute(query.limit(limit + 1)).all()
+            if len(rows) > limit:
+                whole = [r for r in rows if r.seq < rows[-1].seq]
+                # one write of more than the limit is taken whole
+                rows = whole or c.execute(query.where(embedding.c.seq == rows[-1].seq)).all()
+                upto = rows[-1].seq
+            buried = sa.select(tombstone.c.demonstration_id).where(
+                tombstone.c.pool_id == pool_id, tombstone.c.seq > after, tombstone.c.seq <= upto
+            )
+            gone = list(c.execute(buried).scalars()) if after else []
+        data = np.empty((len(rows), dim), dtype=np.float32)
+        for i, r in enumerate(rows):
+            data[i] = r.data
+        return Changes(int(upto), [r.id for r in rows], data, [r.metadata for r in rows], gone)
+
+
+def _lock(c: sa.Connection, pool_id: int) -> Any:
+    """Take the pool's lock and its next number; both are kept until the transaction ends, so numbers come in order."""
+    raised = sa.update(pool).where(pool.c.id == pool_id).values(seq=pool.c.seq + 1)
+    row = c.execute(
+        raised.returning(pool.c.name, pool.c.seq, pool.c.size, pool.c.active, pool.c.previous)
+    ).one_or_none()
+    if row is None:
+        raise NotFoundError("the pool was deleted")
+    return row
+
+
+def _known(c: sa.Connection, pool_id: int, keys: Sequence[str]) -> dict[str, tuple[int, str]]:
+    """Row and hash of each key that the pool has."""
+    found: dict[str, tuple[int, str]] = {}
+    columns = sa.select(demonstration.c.key, demonstration.c.id, demonstration.c.hash)
+    for some in _portions(keys):
+        query = columns.where(demonstration.c.pool_id == pool_id, demonstration.c.key.in_(some))
+        found.update({key: (row, content) for key, row, content in c.execute(query)})
+    return found
+
+
+def _bury(c: sa.Connection, pool_id: int, rows: Sequence[int], seq: int) -> None:
+    if not rows:
+        return
+    c.execute(sa.insert(tombstone), [{"demonstration_id": r, "pool_id": pool_id, "seq": seq} for r in rows])
+    for some in _portions(rows):
+        c.execute(sa.delete(demonstration).where(demonstration.c.id.in_(some)))
+
+
+def _insert(c: sa.Connection, pool_id: int, demonstrations: Sequence[Demonstration], seq: int) -> list[int]:
+    """Give each a row, in order."""
+    if not demonstrations:
+        return []
+    values = [
+        {
+            "pool_id": pool_id,
+            "key": d.id,
+            "seq": seq,
+            "hash": _hash(d),
+            "query_hash": d.query.content_hash,
+            "input": d.input,
+            "output": d.output,
+            "details": _details(d),
+            "metadata": dict(d.metadata),
+        }
+        for d in demonstrations
+    ]
+    returning = sa.insert(demonstration).returning(demonstration.c.id, sort_by_parameter_order=True)
+    return list(c.execute(returning, values).scalars())
+
+
+def _insert_vectors(c: sa.Connection, encoding_id: int, rows: Sequence[int], vectors: FloatArray, seq: int) -> None:
+    if not len(rows):
+        return
+    raw = np.ascontiguousarray(vectors, dtype=np.float32)
+    values = [
+        {"encoding_id": encoding_id, "demonstration_id": r, "seq": seq, "data": v}
+        for r, v in zip(rows, raw, strict=True)
+    ]
+    c.execute(sa.insert(embedding), values)
+
+
+def _details(d: Demonstration) -> dict[str, Any]:
+    """What a demonstration has beside input and output, without what is empty; media by address only."""
+    found: dict[str, Any] = {"choices": list(d.choices), "references": list(d.references)}
+    found["media"] = [{"kind": m.kind, "uri": m.uri} for m in d.media]
+    return {key: value for key, value in found.items() if value}
+
+
+def _hash(d: Demonstration) -> str:
+    return Demonstration("", d.content_hash, repr((d.references, sorted(d.metadata.items())))).content_hash
+
+
+def _stored(row: Any) -> Stored:
+    details = row.details
+    own = Demonstration(
+        row.key,
+        row.input,
+        row.output,
+        tuple(details.get("choices", ())),
+        tuple(details.get("references", ())),
+        tuple(Media(**m) for m in details.get("media", ())),
+        row.metadata,
+    )
+    return Stored(row.id, own, row.query_hash)
+
+
+def _portions(values: Sequence[T]) -> Iterator[Sequence[T]]:
+    return (values[i : i + _FEW] for i in range(0, len(values), _FEW))

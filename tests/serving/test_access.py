@@ -1,0 +1,144 @@
+"""Keys, roles, other tenants' pools, rates and the log of changes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+import serving.access
+from serving.app import create_app
+from serving.settings import Settings
+from serving.sql.database import open_database
+from serving.sql.keys import Keys
+from tests.serving.tools import refused
+from udr.errors import ConfigError
+
+ADMIN = {"authorization": "Bearer boss"}
+ROW = {"demonstrations": [{"id": "1", "input": "a", "output": "b"}]}
+
+
+@pytest.fixture
+def client(settings: Settings) -> Iterator[TestClient]:
+    with TestClient(create_app(settings.model_copy(update={"key": "boss"}))) as client:
+        for name in ("a", "b"):
+            assert client.post("/v1/pools", json={"name": name}, headers=ADMIN).status_code == 201
+        yield client
+
+
+def key(client: TestClient, name: str, **more: Any) -> dict[str, str]:
+    made = client.post("/v1/keys", json={"name": name, **more}, headers=ADMIN)
+    assert made.status_code == 201, made.text
+    return {"authorization": f"Bearer {made.json()['key']}"}
+
+
+def test_each_role_may_do_its_part(client: TestClient) -> None:
+    reader, writer = key(client, "reader"), key(client, "writer", role="write")
+    asked = {"pool": "a", "queries": ["a"]}
+    for headers in (reader, writer, ADMIN):
+        assert client.post("/v1/retrieve", json=asked, headers=headers).status_code == 200
+    for call in (client.post, client.put):
+        assert call  # both verbs below are refused alike
+    refused(client.post("/v1/pools/a/demonstrations", json=ROW, headers=reader), 403, "needs write")
+    refused(client.put("/v1/pools/a/demonstrations/1", json=ROW["demonstrations"][0], headers=reader), 403, "write")
+    refused(client.delete("/v1/pools/a/demonstrations/1", headers=reader), 403, "write")
+    refused(client.post("/v1/pools/a/load", headers=reader), 403, "write")
+    refused(client.put("/v1/pools/a/retriever", json={"retriever": "dense"}, headers=reader), 403, "write")
+    assert client.post("/v1/pools/a/demonstrations", json=ROW, headers=writer).status_code == 201
+    refused(client.delete("/v1/pools/a", headers=writer), 403, "admin")
+    refused(client.post("/v1/pools", json={"name": "c"}, headers=writer), 403, "admin")
+    for place in ("/v1/keys", "/v1/audit"):
+        refused(client.get(place, headers=writer), 403, "admin")
+    refused(client.post("/v1/keys", json={"name": "x", "role": "admin"}, headers=writer), 403, "admin")
+
+
+def test_other_tenants_pools_are_not_there(client: TestClient) -> None:
+    own = key(client, "tenant", role="write", pools=["a"])
+    assert [p["name"] for p in client.get("/v1/pools", headers=own).json()["pools"]] == ["a"]
+    loaded = client.post(
+        "/v1/pools/b/load", content=b"", headers={**ADMIN, "content-type": "application/x-ndjson"}
+    ).json()
+    answers = [
+        client.get("/v1/pools/b", headers=own),
+        client.get("/v1/pools/b/export", headers=own),
+        client.get("/v1/pools/b/demonstrations/1", headers=own),
+        client.post("/v1/pools/b/demonstrations", json=ROW, headers=own),
+        client.post("/v1/retrieve", json={"pool": "b", "queries": ["a"]}, headers=own),
+        client.post("/v1/prompt", json={"pool": "b", "queries": ["a"]}, headers=own),
+        client.get(f"/v1/jobs/{loaded['id']}", headers=own),
+        client.delete(f"/v1/jobs/{loaded['id']}", headers=own),
+    ]
+    for answer in answers:
+        refused(answer, 404, "no ")
+    # a pool that is hidden and one that is not there read alike
+    hidden = client.get("/v1/pools/b", headers=own).json()["detail"]
+    assert hidden.replace("'b'", "'zzz'") == client.get("/v1/pools/zzz", headers=own).json()["detail"]
+
+
+def test_a_key_that_expired_or_was_revoked_opens_nothing(
+    client: TestClient, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving.access, "_REMEMBERED", 0.0)
+    own = key(client, "short")
+    assert client.get("/v1/pools", headers=own).status_code == 200
+    assert client.delete("/v1/keys/short", headers=ADMIN).status_code == 204
+    refused(client.get("/v1/pools", headers=own), 401, "Bearer")
+    refused(client.delete("/v1/keys/short", headers=ADMIN), 404, "'short'")
+    database = open_database(settings.database)
+    _, secret = Keys(database).create("old", "admin", expires=time.time() - 1)
+    database.close()
+    refused(client.get("/v1/pools", headers={"authorization": f"Bearer {secret}"}), 401, "Bearer")
+    for wrong in ("Bearer", "Bearer ", "Basic boss", "Bearer udr_guess", "boss", "Bearer bös"):
+        refused(client.get("/v1/pools", headers={"authorization": wrong.encode()}), 401, "Bearer")
+
+
+def test_secrets_are_shown_once_and_stored_nowhere(client: TestClient, settings: Settings) -> None:
+    secret = key(client, "mine")["authorization"].split()[1]
+    assert secret not in client.get("/v1/keys", headers=ADMIN).text
+    assert secret not in client.get("/v1/audit", headers=ADMIN).text
+    database = open_database(settings.database)
+    with database.read() as c:
+        assert secret not in str(c.exec_driver_sql("SELECT * FROM api_key").all())
+    database.close()
+    refused(client.post("/v1/keys", json={"name": "mine"}, headers=ADMIN), 409, "'mine'")
+
+
+def test_changes_are_logged_with_who_made_them(client: TestClient) -> None:
+    writer = key(client, "writer", role="write")
+    client.post("/v1/pools/a/demonstrations", json=ROW, headers=writer)
+    client.delete("/v1/pools/a/demonstrations/1", headers=writer)
+    client.delete("/v1/pools/b", headers=ADMIN)
+    changes = client.get("/v1/audit", headers=ADMIN).json()["changes"]
+    assert [(c["caller"], c["action"], c["pool"]) for c in changes[:4]] == [
+        ("admin", "pool.delete", "b"),
+        ("writer", "demonstrations.delete", "a"),
+        ("writer", "demonstrations.write", "a"),
+        ("admin", "key.create", None),
+    ]
+    pages, cursor = [], ""
+    while cursor is not None:
+        page = client.get("/v1/audit", params={"limit": 2, "cursor": cursor}, headers=ADMIN).json()
+        pages += page["changes"]
+        cursor = page["next"]
+    assert pages == changes
+    assert {c["pool"] for c in client.get("/v1/audit", params={"pool": "a"}, headers=ADMIN).json()["changes"]} == {"a"}
+
+
+def test_a_caller_is_slowed_down_and_others_are_not(settings: Settings) -> None:
+    with TestClient(create_app(settings.model_copy(update={"key": "boss", "rate": "3/hour"}))) as client:
+        own = key(client, "busy")
+        for _ in range(3):
+            assert client.get("/v1/pools", headers=own).status_code == 200
+        answer = client.get("/v1/pools", headers=own)
+        refused(answer, 429, "too many")
+        assert 0 < int(answer.headers["retry-after"]) <= 3600
+        assert client.get("/v1/pools", headers=ADMIN).status_code == 200
+        assert client.get("/livez").status_code == 200
+    with (
+        pytest.raises(ConfigError, match="100/second"),
+        TestClient(create_app(settings.model_copy(update={"rate": "often"}))),
+    ):
+        pass

@@ -1,0 +1,146 @@
+"""Loads of many demonstrations: NDJSON and Parquet, bad lines, repeats, interruptions."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from fastapi.testclient import TestClient
+
+import serving.loading
+from serving.app import create_app
+from serving.settings import Settings
+from serving.sql.jobs import JobLost, Jobs, LineError, Step
+from serving.sql.store import Store
+from tests.serving.tools import finished, refused
+from udr.types import Demonstration
+
+NDJSON, PARQUET = {"content-type": "application/x-ndjson"}, {"content-type": "application/vnd.apache.parquet"}
+
+
+@pytest.fixture
+def place(client: TestClient) -> str:
+    client.post("/v1/pools", json={"name": "p"})
+    return "/v1/pools/p/load"
+
+
+def rows(n: int) -> list[dict[str, Any]]:
+    return [{"id": f"r{i}", "input": f"text {i}", "output": "y", "metadata": {"i": i}} for i in range(n)]
+
+
+def lines(of: list[Any]) -> bytes:
+    return b"".join(json.dumps(row).encode() + b"\n" for row in of)
+
+
+def stored(client: TestClient) -> dict[str, str]:
+    exported = client.get("/v1/pools/p/export").text.splitlines()
+    return {d["id"]: d["input"] for d in map(json.loads, exported)}
+
+
+def test_lines_are_stored_and_bad_ones_are_told_by_their_number(client: TestClient, place: str) -> None:
+    own = rows(5)
+    body = b"\n".join(
+        [
+            json.dumps(own[0]).encode(),
+            b"{",
+            json.dumps(own[1]).encode(),
+            b"",
+            b'{"input": "no answer"}',
+            json.dumps({**own[2], "colour": 1}).encode(),
+            b"\xff\xfe",
+            json.dumps({**own[0], "input": "another"}).encode(),
+            json.dumps(own[1]).encode(),
+            json.dumps({"input": "a\x00", "output": "y"}).encode(),
+            json.dumps(own[3]).encode(),
+        ]
+    )
+    job = finished(client, client.post(place, content=body, headers=NDJSON))
+    assert [job[name] for name in ("created", "unchanged", "refused", "encoded")] == [3, 1, 6, 3]
+    assert [e["line"] for e in job["errors"]] == [2, 5, 6, 7, 8, 10]
+    words = ["JSON", "output", "colour", "", "another demonstration", "NUL"]
+    assert all(word in e["detail"] and "\n" not in e["detail"] for word, e in zip(words, job["errors"], strict=True))
+    assert stored(client) == {f"r{i}": f"text {i}" for i in (0, 1, 3)}
+    assert (job["done"], job["total"]) == (len(body), len(body))
+    job = finished(client, client.post(f"{place}?mode=upsert", content=body, headers=NDJSON))
+    assert [job[name] for name in ("created", "replaced", "unchanged", "refused")] == [0, 1, 4, 5]
+    assert stored(client)["r0"] == "another"
+
+
+def test_parquet_rows_are_loaded_as_lines_are(client: TestClient, place: str) -> None:
+    own = [{"id": f"r{i}", "input": f"text {i}", "output": "y", "choices": ["y", "n"][: i % 3]} for i in range(2500)]
+    table = pa.Table.from_pylist([{**row, "metadata": {"i": str(i), "odd": None}} for i, row in enumerate(own)])
+    file = io.BytesIO()
+    pq.write_table(table, file, row_group_size=700)
+    job = finished(client, client.post(place, content=file.getvalue(), headers=PARQUET))
+    assert [job[name] for name in ("created", "refused", "encoded")] == [2500, 0, 2500]
+    assert (job["done"], job["total"]) == (2500, 2500)
+    assert client.get("/v1/pools/p/demonstrations/r7").json() == {**own[7], "metadata": {"i": "7"}}
+    found = client.post("/v1/retrieve", json={"pool": "p", "queries": ["text 77"], "k": 1}).json()
+    assert found["results"][0]["demonstrations"][0]["id"] == "r77"
+    broken = finished(client, client.post(place, content=file.getvalue()[:-9], headers=PARQUET), "failed")
+    assert "Parquet" in broken["error"]
+    refused(client.post(place, content=b"a,b", headers={"content-type": "text/csv"}), 415, "ndjson")
+
+
+def test_one_key_loads_one_payload_once(client: TestClient, place: str) -> None:
+    key = {**NDJSON, "idempotency-key": "a"}
+    first = client.post(place, content=lines(rows(3)), headers=key)
+    assert client.post(place, content=lines(rows(3)), headers=key).json()["id"] == first.json()["id"]
+    refused(client.post(place, content=lines(rows(4)), headers=key), 409, "another body")
+    finished(client, first)
+    assert len(client.get("/v1/pools/p/jobs").json()["jobs"]) == 1
+    assert len(stored(client)) == 3
+
+
+def test_a_load_that_a_restart_interrupts_goes_on_where_it_was(
+    settings: Settings, client: TestClient, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving.loading, "_ROWS", 5)
+    body = lines([*rows(1500), {"bad": 1}])
+    begun = client.post(place, content=body, headers=NDJSON)
+    job = f"/v1/jobs/{begun.json()['id']}"
+    while not (before := client.get(job).json())["created"]:
+        assert before["state"] in ("queued", "running")
+    client.__exit__(None, None, None)
+    with TestClient(create_app(settings)) as again:
+        job = finished(again, begun)
+        assert before["created"] < 1500
+        assert [job[name] for name in ("created", "unchanged", "refused", "encoded")] == [1500, 0, 1, 1500]
+        assert job["errors"][0]["line"] == 1501
+        assert len(stored(again)) == 1500
+    client.__enter__()
+
+
+def test_a_load_keeps_to_the_limit_of_the_pool(settings: Settings) -> None:
+    with TestClient(create_app(settings.model_copy(update={"max_pool": 2}))) as client:
+        client.post("/v1/pools", json={"name": "p"})
+        begun = client.post("/v1/pools/p/load", content=lines(rows(3)), headers=NDJSON)
+        assert "limit is 2" in finished(client, begun, "failed")["error"]
+    with TestClient(create_app(settings.model_copy(update={"max_load": 100}))) as client:
+        refused(client.post("/v1/pools/p/load", content=b"x" * 101, headers=NDJSON), 413, "100 bytes")
+        refused(client.post("/v1/pools/p/load", content=(b"x" * 60 for _ in range(2)), headers=NDJSON), 413, "100")
+
+
+def test_a_job_lost_to_another_process_writes_nothing_more(store: Store) -> None:
+    jobs = Jobs(store.database)
+    pool = store.create_pool("a", {}).id
+    job = jobs.create(pool, "load", {})
+    assert jobs.claim("one") is not None
+    assert jobs.claim("two") is None
+    own = Demonstration("k", "t", "y")
+    step = Step(job.id, "one", 1, 1, 1, (LineError(1, "bad"),), lines={"k": 2})
+    store.write(pool, [own], {}, clash="skip", step=step)
+    jobs.release("one")
+    taken = jobs.claim("two")
+    assert taken is not None
+    assert (taken.position, taken.counts["created"], taken.counts["refused"]) == (1, 1, 1)
+    with pytest.raises(JobLost):
+        store.write(pool, [Demonstration("l", "t", "y")], {}, clash="skip", step=step)
+    assert store.pool_of(pool).size == 1
+    other = Demonstration("k", "another", "y")
+    store.write(pool, [other], {}, clash="skip", step=step._replace(owner="two", refused=()))
+    assert jobs.get(job.id).errors[-1][0] == 2

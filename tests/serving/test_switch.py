@@ -1,0 +1,151 @@
+"""A pool on its way to another retriever."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+import serving.catalog
+from serving.app import create_app
+from serving.settings import Settings
+from tests.serving.tools import finished, refused
+from udr.encoder import build_encoder
+from udr.fakes import FakeEncoder
+from udr.retriever import save_task
+from udr.tasks.spec import TaskSpec
+from udr.types import Demonstration, FloatArray
+
+ROWS = [{"id": str(i), "input": f"ticket {i} of the bank", "output": "login"} for i in range(300)]
+
+
+@pytest.fixture
+def trained(tmp_path: Path, bert_folder: Path) -> Path:
+    """A retriever folder with one task of its own, `films`; other tasks are new to it."""
+    encoder = build_encoder(str(bert_folder), device="cpu")
+    folder = tmp_path / "retriever"
+    encoder.save(folder / "encoder")
+    encoder.save(folder / "untrained")
+    spec = TaskSpec(name="films", family="custom", kind="generation", metric="rouge_l")
+    save_task(folder, spec, [Demonstration("1", "the film was a joy", "great")], encoder)
+    return folder
+
+
+@pytest.fixture
+def both(settings: Settings, trained: Path) -> Settings:
+    return settings.model_copy(update={"retrievers": {"mine": trained}})
+
+
+@pytest.fixture
+def client(both: Settings) -> Iterator[TestClient]:
+    with TestClient(create_app(both)) as client:
+        yield client
+
+
+def retrieve(client: TestClient, pool: str, query: str, **more: Any) -> list[str]:
+    answer = client.post("/v1/retrieve", json={"pool": pool, "queries": [query], **more})
+    assert answer.status_code == 200, answer.text
+    return [d["id"] for d in answer.json()["results"][0]["demonstrations"]]
+
+
+def fill(client: TestClient, name: str, rows: Sequence[dict[str, str]] = ROWS) -> None:
+    assert client.post("/v1/pools", json={"name": name}).status_code == 201
+    assert client.post(f"/v1/pools/{name}/demonstrations", json={"demonstrations": rows}).status_code == 201
+
+
+@pytest.mark.parametrize("name", ["tickets", "films"])
+def test_a_pool_is_switched_to_a_trained_retriever_and_back(client: TestClient, name: str) -> None:
+    fill(client, name)
+    place = f"/v1/pools/{name}"
+    before = retrieve(client, name, "ticket 7 of", k=5)
+    refused(client.post("/v1/retrieve", json={"pool": name, "queries": ["a"], "retriever": "mine"}), 409, "PUT")
+    begun = client.put(f"{place}/retriever", json={"retriever": "mine"})
+    while client.get(place).json()["switch"]["state"] in ("queued", "running"):  # nothing stands still meanwhile
+        assert retrieve(client, name, "ticket 7 of", k=5)
+        new = {"id": f"n{time.monotonic_ns()}", "input": "a film", "output": "x"}
+        assert client.post(f"{place}/demonstrations", json={"demonstrations": [new]}).status_code == 201
+    finished(client, begun)
+    described = client.get(place).json()
+    assert (described["retriever"], described["previous_retriever"]) == ("mine", "dense")
+    new = {"id": "late", "input": "a late film", "output": "x"}
+    assert client.post(f"{place}/demonstrations", json={"demonstrations": [new]}).status_code == 201
+    every = client.get(place).json()["demonstrations"]
+    for retriever in ("mine", "dense", "hybrid", "bm25"):
+        assert len(retrieve(client, name, "ticket 7 of", k=1000, retriever=retriever)) == every
+    back = client.post(f"{place}/retriever/rollback")
+    assert back.json()["retriever"] == "dense"
+    assert retrieve(client, name, "ticket 7 of", k=5) == before
+    assert len(retrieve(client, name, "ticket 7 of", k=1000)) == every
+    refused(client.put(f"{place}/retriever", json={"retriever": "min"}), 422, "mine")
+
+
+def test_no_answer_mixes_two_encodings(client: TestClient) -> None:
+    """Each answer's similarities are those of the retriever that it names."""
+    fill(client, "tickets", ROWS[:50])
+    asked = {"pool": "tickets", "queries": ["ticket 7 of"], "k": 10}
+    by_name = {"dense": client.post("/v1/retrieve", json=asked).json()["results"]}
+    finished(client, client.put("/v1/pools/tickets/retriever", json={"retriever": "mine"}))
+    by_name["mine"] = client.post("/v1/retrieve", json=asked).json()["results"]
+    assert by_name["mine"] != by_name["dense"]
+    for _ in range(3):
+        client.post("/v1/pools/tickets/retriever/rollback")
+        answer = client.post("/v1/retrieve", json=asked).json()
+        assert answer["results"] == by_name[answer["retriever"]]
+
+
+def test_a_switch_that_a_restart_interrupts_goes_on(
+    both: Settings, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(client, "tickets")
+    monkeypatch.setattr(serving.catalog, "_AT_ONCE", 4)
+    begun = client.put("/v1/pools/tickets/retriever", json={"retriever": "mine"})
+    place = f"/v1/jobs/{begun.json()['id']}"
+    while client.get(place).json()["done"] < 8:
+        assert client.get(place).json()["state"] in ("queued", "running")
+    refused(client.put("/v1/pools/tickets/retriever", json={"retriever": "mine"}), 409, "cancel")
+    client.__exit__(None, None, None)
+    with TestClient(create_app(both)) as again:
+        job = again.get(place).json()
+        assert 8 <= job["done"] < 300
+        assert finished(again, begun)["done"] == 300
+        assert again.get("/v1/pools/tickets").json()["retriever"] == "mine"
+    client.__enter__()
+
+
+def test_a_switch_that_fails_or_is_cancelled_leaves_the_pool_as_it_was(client: TestClient, trained: Path) -> None:
+    fill(client, "tickets")
+    stated = trained / "encoder" / "encoder.json"
+    whole = stated.read_text()
+    stated.write_text("{}")
+    failed = finished(client, client.put("/v1/pools/tickets/retriever", json={"retriever": "mine"}), "failed")
+    assert "encoder" in failed["error"]
+    stated.write_text(whole)
+    begun = client.put("/v1/pools/tickets/retriever", json={"retriever": "mine"})
+    assert client.delete(f"/v1/jobs/{begun.json()['id']}").json()["state"] == "cancelled"
+    refused(client.delete(f"/v1/jobs/{begun.json()['id']}"), 409, "ended")
+    assert client.get("/v1/pools/tickets").json()["retriever"] == "dense"
+    assert len(retrieve(client, "tickets", "ticket", k=1000)) == 300
+
+
+class Failing(FakeEncoder):
+    """Breaks down when it is asked for many."""
+
+    def encode_queries(self, queries: Sequence[Any], instruction: str = "") -> FloatArray:
+        if len(queries) > 4:
+            raise MemoryError("no room")
+        return super().encode_queries(queries, instruction)
+
+
+def test_an_encoder_that_fails_fails_its_request_alone(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.retrievers.FakeEncoder", Failing)
+    with TestClient(create_app(settings), raise_server_exceptions=False) as client:
+        fill(client, "tickets", ROWS[:3])
+        answer = client.post("/v1/pools/tickets/demonstrations", json={"demonstrations": ROWS[:9]})
+        refused(answer, 500, "log")
+        assert client.get("/v1/pools/tickets").json()["demonstrations"] == 3
+        assert retrieve(client, "tickets", "ticket 1", k=3)
+        assert client.get("/readyz").status_code == 200
