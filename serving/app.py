@@ -16,7 +16,7 @@ from serving.background import Background
 from serving.batching import EncodingWorker
 from serving.catalog import Catalog
 from serving.dependencies import Parts
-from serving.errors import add_error_handlers
+from serving.errors import PROBLEMS, add_error_handlers
 from serving.idempotency import Idempotency
 from serving.middleware import Gate
 from serving.retrievers import Retrievers, sentence_encoder
@@ -85,7 +85,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         finally:
             await run_sync(_close, parts)
 
-    app = FastAPI(title="UDR", summary="Demonstrations and prompts for in-context learning.", lifespan=lifespan)
+    app = FastAPI(
+        title="UDR",
+        summary="Demonstrations and prompts for in-context learning.",
+        lifespan=lifespan,
+        responses=PROBLEMS,
+    )
     for module in (pools, retrieval, jobs, admin, operations):
         app.include_router(module.router)
     add_error_handlers(app)

@@ -27,7 +27,7 @@ from udr.errors import (
     UnknownNameError,
 )
 
-__all__ = ["STATUS", "add_error_handlers", "problem", "problem_of"]
+__all__ = ["PROBLEMS", "STATUS", "add_error_handlers", "problem", "problem_of"]
 
 STATUS: dict[type[UDRError], int] = {
     NotFoundError: 404,
@@ -46,6 +46,23 @@ STATUS: dict[type[UDRError], int] = {
     StoreUnavailable: 503,
     UDRError: 500,
 }
+
+
+_PROBLEM = {
+    "type": "object",
+    "required": ["type", "title", "status", "detail"],
+    "properties": {
+        "type": {"type": "string", "description": "A stable name of the kind of error."},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string", "description": "One line that says what, where and what to do."},
+    },
+}
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"description": words, "content": {"application/problem+json": {"schema": _PROBLEM}}}
+    for status, words in (("4XX", "The request cannot be met."), ("5XX", "The service cannot meet it now."))
+}
+"""What the OpenAPI schema says of every route's errors."""
 
 
 def problem(status: int, kind: str, detail: str, headers: dict[str, str] | None = None, **more: Any) -> JSONResponse:

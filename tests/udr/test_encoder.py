@@ -130,6 +130,10 @@ def test_no_sequence_is_too_long_and_the_input_is_cut_before_the_answer(
     head = min(lengths[0], instruction_tokens, max_tokens // 4)
     assert ids.count(film) == min(head + lengths[1], max_tokens - 2 - min(kept, 64))
     assert query.count(film) == min(head + lengths[1], max_tokens - 2)
+    both = [Demonstration("1", text, answer), Query("1", text)]
+    whole = [lengths[1] + len(joy) * lengths[2], lengths[1]]
+    left = [n - (len(made) - 2 - head) for n, made in zip(whole, (ids, query), strict=True)]
+    assert cut.tokens_cut(both, instruction) == left
 
 
 def test_the_answer_is_never_cut_by_a_long_input(encoder: BiEncoder) -> None:
