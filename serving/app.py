@@ -30,7 +30,7 @@ from serving.sql.store import Store
 from serving.tokenizers import Tokenizers
 from udr.errors import ConfigError
 
-__all__ = ["create_app", "serve"]
+__all__ = ["build_parts", "close_parts", "create_app", "serve"]
 
 
 def build_parts(settings: Settings) -> Parts:
@@ -47,7 +47,14 @@ def build_parts(settings: Settings) -> Parts:
     retrievers = Retrievers(dense, settings.retrievers, settings.encoder_threads)
     database = open_database(settings.database, settings.replica)
     worker = EncodingWorker(settings.max_waiting)
-    catalog = Catalog(Store(database), retrievers, worker, max_pools=settings.max_pools, max_pool=settings.max_pool)
+    catalog = Catalog(
+        Store(database),
+        retrievers,
+        worker,
+        max_pools=settings.max_pools,
+        max_pool=settings.max_pool,
+        cache=settings.cache_folder,
+    )
     keys, answers, audit, waiting = Keys(database), Answers(database), AuditLog(database), Jobs(database)
     background = Background(
         catalog,
@@ -83,7 +90,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         try:
             yield
         finally:
-            await run_sync(_close, parts)
+            await run_sync(close_parts, parts)
 
     app = FastAPI(
         title="UDR",
@@ -99,7 +106,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     return app
 
 
-def _close(parts: Parts) -> None:
+def close_parts(parts: Parts) -> None:
+    """Stop what works, and leave what is not finished to the next process."""
     parts.background.stop()
     parts.worker.close()  # gives up what waits to be encoded, so that no job waits for it
     parts.background.close()

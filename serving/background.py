@@ -28,6 +28,8 @@ __all__ = ["Background"]
 
 _AT_ONCE = 2  # jobs of this process; all encode by one thread
 _IDLE = 1.0  # seconds between looks at the jobs of all processes
+_TENDED = 20.0  # seconds between looks at the indexes
+_PATIENCE = 15.0  # seconds for a thread to end: the graph of a million rows takes minutes, and is not waited for
 _DAY = 86_400.0
 _log = structlog.get_logger("udr.serving")
 
@@ -69,6 +71,7 @@ class Background:
         self._news = threading.Condition()
         self._threads = [threading.Thread(target=self._work, name=f"job-{i}", daemon=True) for i in range(_AT_ONCE)]
         self._threads.append(threading.Thread(target=self._keep_house, name="housekeeping", daemon=True))
+        self._threads.append(threading.Thread(target=self._tend, name="indexes", daemon=True))
         for thread in self._threads:
             thread.start()
 
@@ -87,7 +90,7 @@ class Background:
         """Stop; what is not finished waits for the next process."""
         self.stop()
         for thread in self._threads:
-            thread.join()
+            thread.join(_PATIENCE)
         with suppress(StoreUnavailable):  # they are taken over once this process is not heard of
             self._jobs.release(self.owner)
 
@@ -179,6 +182,17 @@ class Background:
                     tidied = now
             except StoreUnavailable as error:
                 _log.warning("housekeeping", error=str(error))
+
+    def _tend(self) -> None:
+        threads = max(1, (os.cpu_count() or 1) // 2)
+        while True:
+            stopping = self._stopping.wait(_TENDED)
+            try:
+                self._catalog.tend(0 if stopping else threads)
+            except UDRError as error:  # indexes are made anew from the store, so nothing is lost
+                _log.warning("indexes", error=str(error))
+            if stopping:
+                return
 
 
 class _Stopped(Exception):

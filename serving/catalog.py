@@ -8,16 +8,19 @@ lacks nothing.
 
 from __future__ import annotations
 
+import shutil
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from serving.batching import EncodingWorker
 from serving.pool_index import Encoding, Lexical, fuse
-from serving.retrievers import DENSE, Retrievers
-from serving.sql.store import Clash, PoolRow, RetrieverChanged, Store, Written
+from serving.retrievers import DENSE, PoolEncoder, Retrievers
+from serving.sql.store import Clash, EncodingRow, PoolRow, RetrieverChanged, Store, Written
 from udr.errors import ConfigError, ConflictError, DataError, UDRError, UnknownNameError
 from udr.filters import Codebook, Condition
 from udr.live_index import LiveIndex
@@ -108,18 +111,28 @@ class Catalog:
         worker: the thread it does so in.
         max_pools: how many there may be; 0: any number.
         max_pool: demonstrations that each may hold; 0: any number.
+        cache: folder for large indexes; None: they are read from the store at every start.
     """
 
     def __init__(
-        self, store: Store, retrievers: Retrievers, worker: EncodingWorker, *, max_pools: int = 0, max_pool: int = 0
+        self,
+        store: Store,
+        retrievers: Retrievers,
+        worker: EncodingWorker,
+        *,
+        max_pools: int = 0,
+        max_pool: int = 0,
+        cache: Path | None = None,
     ) -> None:
         self.store = store
         self.retrievers = retrievers
         self.worker = worker
         self.max_pools = max_pools
         self.max_pool = max_pool
+        self._cache = cache
         self._dense: dict[int, Encoding] = {}
         self._lexical: dict[int, Lexical] = {}
+        self._opening = threading.Lock()
 
     # -- pools
 
@@ -179,6 +192,10 @@ class Catalog:
         answering = {number for row in rows for number in (row.active, row.previous)}
         for number in [n for n in self._dense if n not in answering]:
             self._dense.pop(number, None)
+        if self._cache is not None and self._cache.is_dir():
+            for folder in self._cache.glob("encoding-*"):
+                if folder.name.removeprefix("encoding-") not in map(str, answering):
+                    shutil.rmtree(folder, ignore_errors=True)
         for number in self._lexical.keys() - {row.id for row in rows}:
             self._lexical.pop(number, None)
 
@@ -352,7 +369,7 @@ class Catalog:
         sample = [s.demonstration for s in self.store.page(pool.row.id, 0, _PAGE)]
         encoder, weights = self.retrievers.open(retriever, pool.spec, sample)
         row = self.store.open_encoding(pool.row.id, retriever, encoder.fingerprint, encoder.dim, weights)
-        encoding = self._dense.get(row.id) or Encoding(row, encoder)
+        encoding = self._dense.get(row.id) or self._opened(row, encoder)
         while True:
             self._fill(pool, encoding, tell)
             encoding.follow(self.store, self.pool_of(pool.row.id).row.seq)  # so that the first request finds it so
@@ -379,7 +396,13 @@ class Catalog:
         Raises:
             ConflictError: the retriever's files have changed since, or the encoding was dropped.
         """
-        if encoding_id not in self._dense:
+        found = self._dense.get(encoding_id)
+        return found if found is not None else self._open(pool, encoding_id)
+
+    def _open(self, pool: Pool, encoding_id: int) -> Encoding:
+        with self._opening:  # requests that come together read a large index once
+            if encoding_id in self._dense:
+                return self._dense[encoding_id]
             row = next((e for e in self.store.encodings(pool.row.id) if e.id == encoding_id), None)
             if row is None:
                 raise ConflictError(f"pool {pool.row.name!r} was switched meanwhile; ask again")
@@ -389,8 +412,24 @@ class Catalog:
                     f"pool {pool.row.name!r} was encoded by another {row.retriever!r} than the service has now; "
                     f"PUT /v1/pools/{pool.row.name}/retriever encodes it anew; retriever=bm25 answers meanwhile"
                 )
-            self._dense.setdefault(encoding_id, Encoding(row, encoder))
-        return self._dense[encoding_id]
+            found = self._dense[encoding_id] = self._opened(row, encoder)
+        return found
+
+    def _opened(self, row: EncodingRow, encoder: PoolEncoder) -> Encoding:
+        return Encoding(row, encoder, self.store, self._cache / f"encoding-{row.id}" if self._cache else None)
+
+    def tend(self, threads: int) -> None:
+        """Have large indexes searched by graphs, and saved; indexes that answer no more are forgotten.
+
+        Args:
+            threads: that make graphs; 0: none are made now.
+
+        Raises:
+            ArtifactError: one cannot be written.
+        """
+        self.prune()
+        for encoding in list(self._dense.values()):
+            encoding.tend(threads)
 
     def _fill(self, pool: Pool, encoding: Encoding, tell: Callable[[int], None] | None) -> None:
         """Encode what has no vector under an encoding yet."""

@@ -2,33 +2,101 @@
 
 from __future__ import annotations
 
+import fcntl
 import threading
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import structlog
 
 from serving.retrievers import PoolEncoder
 from serving.sql.store import EncodingRow, Store, Stored
 from udr.bm25 import BM25
+from udr.errors import ArtifactError, UDRError
 from udr.filters import Codebook, Condition
-from udr.live_index import LiveIndex
+from udr.live_index import LiveIndex, load_live_index
 from udr.types import Hits, Query
 
 __all__ = ["Encoding", "Lexical", "fuse"]
 
+_log = structlog.get_logger("udr.serving")
 _PAGE = 2000  # rows read at a time
+_WORTH = 50_000  # rows of an index that is saved: fewer are read from the store in a moment
 _DAMPING = 60  # of reciprocal rank fusion: Cormack et al. 2009
 
 
 class Encoding:
-    """A pool's vectors under one encoding, followed to `seq`."""
+    """A pool's vectors under one encoding, followed to `seq`.
 
-    def __init__(self, row: EncodingRow, encoder: PoolEncoder) -> None:
+    Args:
+        row: of the store.
+        encoder: that made the vectors.
+        store: where they are.
+        folder: holds the index as it was some time ago, if that is worth it; the store is asked for the rest. None:
+            nothing is kept.
+    """
+
+    def __init__(self, row: EncodingRow, encoder: PoolEncoder, store: Store, folder: Path | None = None) -> None:
         self.row = row
         self.encoder = encoder
         self.index = LiveIndex(row.dim, row.fingerprint)
         self.seq = 0
+        self._folder = folder
+        self._saved = (0, 0)  # seq, and rows in graphs
         self._following = threading.Lock()
+        if folder is not None and folder.is_dir():
+            self._open(folder, store)
+
+    def _open(self, folder: Path, store: Store) -> None:
+        """Take the index from the folder, if it is whole and what the store holds."""
+        try:
+            index, state = load_live_index(folder)
+            if state["encoding"] != self._identity or index.fingerprint != self.row.fingerprint:
+                raise ArtifactError("of another database, or another encoding")
+            seq = int(state["seq"])
+            changes = store.changes(self.row.pool_id, self.row.id, self.row.dim, seq)
+            if changes.seq < seq:
+                raise ArtifactError("the database is older")
+            while True:
+                index.add(changes.rows, changes.vectors, changes.metadata)
+                index.remove(changes.gone)
+                seq, last = changes.seq, seq
+                if seq == last:
+                    break
+                changes = store.changes(self.row.pool_id, self.row.id, self.row.dim, seq)
+            if store.id_sum(self.row.id, seq) not in ((len(index), index.id_sum()), None):
+                raise ArtifactError("it does not hold what the database does")
+        except (UDRError, KeyError, TypeError, ValueError) as error:
+            _log.warning("index cache refused; it is made anew", folder=str(folder), error=str(error))
+            return
+        self.index, self.seq, self._saved = index, seq, (seq, index.in_graphs)
+
+    @property
+    def _identity(self) -> list[Any]:
+        return [self.row.id, self.row.pool_id, self.row.created]
+
+    def tend(self, threads: int) -> None:
+        """Make graphs of many rows (with so many threads; 0: not now), and save a large index that has changed.
+
+        Raises:
+            ArtifactError: it cannot be written.
+        """
+        while threads and self.index.improve(threads):
+            pass
+        if self._folder is None or len(self.index) < _WORTH or self._saved == (self.seq, self.index.in_graphs):
+            return
+        with self._following:
+            seq, segments = self.seq, self.index.current()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with (self._folder / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return  # another process is at it
+            self.index.save(self._folder, {"encoding": self._identity, "seq": seq}, segments)
+        self._saved = seq, self.index.in_graphs
 
     def follow(self, store: Store, seq: int) -> None:
         """Take in everything up to `seq` at least, as far as the database (a replica may lag behind) has it."""

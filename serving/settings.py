@@ -25,6 +25,7 @@ class Settings(BaseSettings):
         "sqlite:///udr-data/udr.sqlite", description="sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME."
     )
     replica: str = Field("", description="A PostgreSQL copy that answers reads of retrieval; empty: none.")
+    cache: str = Field("", description="Folder for large indexes; empty: beside an SQLite file, else none.")
     encoder: str = Field(
         "auto",
         description="Sentence encoder: folder, hub name, fake; auto: the packaged MiniLM; none: BM25 alone.",
@@ -44,6 +45,14 @@ class Settings(BaseSettings):
     encoder_threads: int = Field(1, ge=1, description="Threads of one encoding; more only where cores are idle.")
     max_waiting: int = Field(1024, ge=1, description="Queries waiting to be encoded before new ones get 429.")
     audit_days: float = Field(365, gt=0, description="Days for which changes are remembered.")
+
+    @property
+    def cache_folder(self) -> Path | None:
+        """Where large indexes are kept, so that they need not be read from the database at every start."""
+        if self.cache:
+            return Path(self.cache)
+        file = self.database.removeprefix("sqlite:///")
+        return Path(f"{file}.indexes") if file != self.database else None
 
     @property
     def on_loopback(self) -> bool:

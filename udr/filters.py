@@ -104,8 +104,13 @@ class Codebook:
     Not locked for `encode`; `admitted` may run beside it on columns that were encoded before.
     """
 
-    def __init__(self) -> None:
-        self._codes: dict[str, dict[str, int]] = {}
+    def __init__(self, codes: Mapping[str, Sequence[str]] | None = None) -> None:
+        given = codes or {}
+        self._codes: dict[str, dict[str, int]] = {key: {v: i for i, v in enumerate(own)} for key, own in given.items()}
+
+    def codes(self) -> dict[str, list[str]]:
+        """The values of each key in the order of their codes, for another codebook to begin with."""
+        return {key: list(own) for key, own in self._codes.items()}
 
     def encode(self, rows: Sequence[Mapping[str, str]]) -> Columns:
         """Code the metadata of m rows; a key that no row has makes no column."""
@@ -120,13 +125,20 @@ class Codebook:
 
     def admitted(self, conditions: Sequence[Condition], columns: Columns, size: int) -> NDArray[np.bool_]:
         """Tell for each of `size` rows whether all conditions hold."""
-        mask = np.ones(size, dtype=np.bool_)
-        for condition in conditions:
-            column = columns.get(condition.key)
-            if column is None:
-                column = np.full(size, -1, dtype=np.int32)
-            mask &= self._table(condition)[column]
-        return mask
+        return self.prepare(conditions)(columns, size)
+
+    def prepare(self, conditions: Sequence[Condition]) -> Callable[[Columns, int], NDArray[np.bool_]]:
+        """What tells so of any columns encoded up to now; the values are compared once for all of them."""
+        tables = [(condition.key, self._table(condition)) for condition in conditions]
+
+        def admits(columns: Columns, size: int) -> NDArray[np.bool_]:
+            mask = np.ones(size, dtype=np.bool_)
+            for key, table in tables:
+                column = columns.get(key)
+                mask &= table[-1] if column is None else table[column]
+            return mask
+
+        return admits
 
     def _table(self, condition: Condition) -> NDArray[np.bool_]:
         """What a condition says of each code; the last place, which −1 points to, of an absent key."""

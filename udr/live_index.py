@@ -1,37 +1,42 @@
-"""Nearest neighbours over a pool that changes while it is searched: FAISS segments that never change, swapped whole."""
+"""Nearest neighbours over a pool that changes while it is searched: segments that never change, swapped whole."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import threading
-from collections.abc import Mapping, Sequence
-from importlib import import_module
+import uuid
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from udr.errors import ConfigError, DataError, FingerprintMismatch, MissingDependencyError
-from udr.filters import Codebook, Columns, Condition
+from udr.artifacts import read_json, write_atomically
+from udr.errors import ArtifactError, ConfigError, DataError, FingerprintMismatch
+from udr.filters import Codebook, Condition
+from udr.segments import Segment, exact_segment, import_faiss, merged, read_segment, with_graph, write_segment
 from udr.types import FloatArray, Hits, IntArray
 
-__all__ = ["LiveIndex"]
+__all__ = ["LiveIndex", "load_live_index"]
 
 _SPARE = 16  # proposals beyond k, for float32 sums order near ties by chance
 _MERGED = 1 << 16  # rows of a segment that an `add` may still merge: 100 MB of 384 numbers are copied in 50 ms
 _DEAD = 0.2  # of a segment's rows before it is written anew
+_GRAPH = 100_000  # rows without a graph before they get one: comparing each takes 6 ms by then
+_MANIFEST = "manifest.json"
 
 
-class _Segment(NamedTuple):
-    """Rows that were added together; nothing in it is ever changed."""
+class _File(NamedTuple):
+    """Where a segment is on disk."""
 
-    ids: IntArray  # (m,) ascending
-    store: Any  # faiss.IndexFlatIP of the vectors (m, d)
-    alive: NDArray[np.bool_]  # (m,)
-    columns: Columns
-
-    @property
-    def dead(self) -> int:
-        return len(self.ids) - int(np.count_nonzero(self.alive))
+    of: weakref.ref[IntArray]  # its ids
+    name: str
+    hash: str
 
 
 class LiveIndex:
@@ -39,8 +44,9 @@ class LiveIndex:
 
     A search reads one tuple of segments and so sees the pool as it was at one moment. An `add` makes a segment;
     small ones are merged so that their number stays logarithmic (as in a log-structured merge tree). FAISS proposes by
-    exact inner products in float32; the proposals are scored again in float64 and ordered by (score, id), so a
-    query gets the same answer alone, in a batch and after the index was built anew.
+    inner products in float32; the proposals are scored again in float64 and ordered by (score, id), so a query gets
+    the same answer alone, in a batch and after the index was built anew. That holds until `improve` has made graphs of
+    many rows, which find `udr.segments.RECALL` of the nearest in a small part of the time.
     """
 
     def __init__(self, dim: int, fingerprint: str) -> None:
@@ -49,8 +55,10 @@ class LiveIndex:
         self.dim = dim
         self.fingerprint = fingerprint
         self._codebook = Codebook()
-        self._segments: tuple[_Segment, ...] = ()
+        self._segments: tuple[Segment, ...] = ()
         self._writing = threading.Lock()
+        self._hopeless = 0  # rows of the largest segment of which no graph is good enough
+        self._files: dict[int, _File] = {}  # of segments that are on disk, by the identity of their ids
 
     def __len__(self) -> int:
         return sum(len(s.ids) - s.dead for s in self._segments)
@@ -59,6 +67,15 @@ class LiveIndex:
     def segments(self) -> int:
         """How many a search has to visit."""
         return len(self._segments)
+
+    @property
+    def in_graphs(self) -> int:
+        """Rows that are found by a graph."""
+        return sum(len(s.ids) - s.dead for s in self._segments if s.graph is not None)
+
+    def id_sum(self) -> int:
+        """The sum of all ids: with their number, a cheap check against another list of them."""
+        return sum(int(s.ids[s.alive].sum()) for s in self._segments)
 
     def add(self, ids: ArrayLike, vectors: ArrayLike, metadata: Sequence[Mapping[str, str]]) -> None:
         """Store vectors (m, dim) under new ids (m,) with their metadata (m); on an error nothing is stored.
@@ -79,12 +96,12 @@ class LiveIndex:
         order = np.argsort(new, kind="stable")
         new, rows = new[order], rows[order]
         with self._writing:
-            if (new[1:] == new[:-1]).any() or any(len(_places(s, new)[0]) for s in self._segments):
+            if (new[1:] == new[:-1]).any() or any(len(s.places(new)[0]) for s in self._segments):
                 raise DataError("ids must be new to the index and differ")
             columns = self._codebook.encode([metadata[i] for i in order])
-            segments = [*self._segments, _Segment(new, self._flat(rows), np.ones(len(new), np.bool_), columns)]
+            segments = [*self._segments, exact_segment(new, rows, columns)]
             while len(segments) > 1 and _may_merge(segments[-2], segments[-1]):
-                segments[-2:] = self._merge(segments[-2:])
+                segments[-2:] = merged(segments[-2:])
             self._segments = tuple(segments)
 
     def remove(self, ids: ArrayLike) -> int:
@@ -92,17 +109,52 @@ class LiveIndex:
         gone = np.unique(np.asarray(ids, dtype=np.int64))
         removed = 0
         with self._writing:
-            segments: list[_Segment] = []
+            segments: list[Segment] = []
             for segment in self._segments:
-                places, _ = _places(segment, gone)
-                if len(places):
-                    alive = segment.alive.copy()
-                    alive[places] = False
-                    segment = segment._replace(alive=alive)
-                    removed += len(places)
-                segments += self._merge([segment]) if segment.dead > _DEAD * len(segment.ids) else [segment]
+                segment, n = _without(segment, gone)
+                removed += n
+                worn = segment.graph is None and segment.dead > _DEAD * len(segment.ids)  # `improve` sees to graphs
+                segments += merged([segment]) if worn else [segment]
             self._segments = tuple(segments)
         return removed
+
+    def improve(self, threads: int = 1) -> bool:
+        """Make one graph of the rows that have none, if they are many; searches and changes go on meanwhile.
+
+        Graphs no larger than twice those rows are taken in, so that the number of graphs stays logarithmic.
+
+        Args:
+            threads: that build it.
+
+        Returns:
+            True if the index was changed.
+        """
+        before = self._segments
+        taken = [s for s in before if s.graph is None or s.dead > _DEAD * len(s.ids)]
+        worn = any(s.graph is not None for s in taken)
+        if not worn and sum(len(s.ids) for s in taken) < max(_GRAPH, 2 * self._hopeless):
+            return False
+        others = [s for s in before if s.graph is not None and not any(s is t for t in taken)]
+        for graph in sorted(others, key=lambda s: len(s.ids)):
+            if len(graph.ids) > 2 * sum(len(s.ids) for s in taken):
+                break
+            taken.append(graph)
+        whole = merged(taken)
+        made = whole[0] if whole else None
+        if made is not None and len(made.ids) >= _GRAPH:
+            made = with_graph(made, threads)
+            self._hopeless = 0 if made.graph is not None else len(made.ids)
+        with self._writing:
+            now = np.concatenate([s.ids[s.alive] for s in self._segments]) if self._segments else np.empty(0, np.int64)
+            segments = [made._replace(alive=np.isin(made.ids, now))] if made is not None else []
+            for segment in self._segments:
+                if any(segment.ids is t.ids for t in taken):
+                    continue
+                if made is not None:  # rows of `made` that were merged or written anew meanwhile
+                    segment, _ = _without(segment, made.ids)
+                segments += merged([segment]) if segment.dead > _DEAD * len(segment.ids) else [segment]
+            self._segments = tuple(segments)
+        return True
 
     def search(self, vectors: FloatArray, k: int, fingerprint: str, conditions: Sequence[Condition] = ()) -> Hits:
         """Find the k largest inner products among the rows that meet the conditions.
@@ -124,10 +176,12 @@ class LiveIndex:
         queries = np.ascontiguousarray(vectors, dtype=np.float32)
         if queries.ndim != 2 or queries.shape[1] != self.dim or k < 1:
             raise ConfigError(f"expected vectors (n, {self.dim}) and k ≥ 1, got {queries.shape} and {k}")
-        _faiss().omp_set_num_threads(1)  # of this thread: two threads on busy cores wait for each other
+        import_faiss().omp_set_num_threads(1)  # of this thread: two threads on busy cores wait for each other
+        admits = self._codebook.prepare(conditions) if conditions else None
         ids, scores = [np.full((len(queries), 1), -1, np.int64)], [np.full((len(queries), 1), -np.inf)]
         for segment in self._segments:
-            found = self._search_segment(segment, queries, k, conditions)
+            mask = segment.alive if admits is None else segment.alive & admits(segment.columns, len(segment.ids))
+            found = segment.search(queries, k + _SPARE, mask)
             if found is not None:
                 ids.append(found[0])
                 scores.append(found[1])
@@ -143,7 +197,7 @@ class LiveIndex:
         found = np.empty((len(wanted), self.dim), dtype=np.float32)
         missing = np.ones(len(wanted), dtype=np.bool_)
         for segment in self._segments:
-            places, which = _places(segment, wanted)
+            places, which = segment.places(wanted)
             if len(places):
                 found[which] = segment.store.reconstruct_batch(places)
                 missing[which] = False
@@ -151,55 +205,103 @@ class LiveIndex:
             raise DataError(f"no such id in the index: {wanted[missing][0]}")
         return found
 
-    def _search_segment(
-        self, segment: _Segment, queries: FloatArray, k: int, conditions: Sequence[Condition]
-    ) -> tuple[IntArray, NDArray[np.float64]] | None:
-        """Ids and exact scores (n, ≤ k + spare) of one segment; −1 and −inf where too few rows qualify."""
-        mask = segment.alive
-        if conditions:
-            mask = mask & self._codebook.admitted(conditions, segment.columns, len(segment.ids))
-        admitted = int(np.count_nonzero(mask))
-        if not admitted:
-            return None
-        faiss, params = _faiss(), None
-        if admitted < len(mask):
-            bits = np.packbits(mask, bitorder="little")
-            params = faiss.SearchParameters(sel=faiss.IDSelectorBitmap(bits))
-        _, places = segment.store.search(queries, min(k + _SPARE, admitted), params=params)
-        stored = segment.store.reconstruct_batch(np.maximum(places, 0).ravel()).astype(np.float64)
-        exact = (stored.reshape(*places.shape, self.dim) * queries[:, None, :]).sum(axis=2)
-        missing = places < 0
-        return np.where(missing, -1, segment.ids[places]), np.where(missing, -np.inf, exact)
+    def save(self, folder: Path, state: Mapping[str, Any], segments: Sequence[Segment] | None = None) -> None:
+        """Write the index to a folder; segments that are there already are not written again.
 
-    def _flat(self, rows: FloatArray) -> Any:
-        store = _faiss().IndexFlatIP(self.dim)
-        store.add(rows)
-        return store
+        The manifest is written last and names every file with its hash, so a folder holds a whole index or none.
 
-    def _merge(self, segments: Sequence[_Segment]) -> list[_Segment]:
-        """One segment of all living rows, or none."""
-        ids = np.concatenate([s.ids[s.alive] for s in segments])
-        if not len(ids):
-            return []
-        order = np.argsort(ids, kind="stable")
-        rows = np.concatenate([s.store.reconstruct_n(0, len(s.ids))[s.alive] for s in segments])
-        columns: Columns = {}
-        for key in {key for s in segments for key in s.columns}:
-            parts = [s.columns.get(key, np.full(len(s.ids), -1, np.int32))[s.alive] for s in segments]
-            columns[key] = np.concatenate(parts)[order]
-        return [_Segment(ids[order], self._flat(rows[order]), np.ones(len(ids), np.bool_), columns)]
+        Args:
+            folder: made if need be; what else it holds of an index is removed.
+            state: what the index stands for, given back by `load_live_index`.
+            segments: as they were when `state` was; None: as they are now.
+
+        Raises:
+            ArtifactError: the disk is full or the folder cannot be written.
+        """
+        noted, files = [], {}
+        for segment in self._segments if segments is None else segments:
+            file = self._files.get(id(segment.ids))
+            if file is None or file.of() is not segment.ids or not (folder / f"{file.name}.npz").is_file():
+                name = f"segment-{uuid.uuid4().hex}"
+                file = _File(weakref.ref(segment.ids), name, write_segment(segment, folder / name))
+            files[id(segment.ids)] = file
+            marks = np.packbits(segment.alive).tobytes().hex()
+            rows = {"rows": len(segment.ids), "width": segment.width, "alive": marks}
+            noted.append({"name": file.name, "hash": file.hash, **rows})
+        with self._writing:
+            codes = self._codebook.codes()
+        content = {
+            "dim": self.dim,
+            "fingerprint": self.fingerprint,
+            "faiss": import_faiss().__version__,
+            "codes": codes,
+            "segments": noted,
+            "state": dict(state),
+        }
+        manifest = {**content, "sha256": _hash(content)}
+        write_atomically(folder / _MANIFEST, json.dumps(manifest).encode())
+        self._files = files
+        _remove_others(folder, {file.name for file in files.values()})
+
+    def current(self) -> tuple[Segment, ...]:
+        """The segments at this moment, for `save`."""
+        return self._segments
 
 
-def _may_merge(older: _Segment, newer: _Segment) -> bool:
-    return len(older.ids) <= 2 * len(newer.ids) and len(older.ids) + len(newer.ids) <= _MERGED
+def load_live_index(folder: Path) -> tuple[LiveIndex, dict[str, Any]]:
+    """Open what `LiveIndex.save` wrote, and the state that it stood for.
+
+    Raises:
+        ArtifactError: absent, half-written, damaged, or of another version of FAISS.
+    """
+    manifest = read_json(folder / _MANIFEST)
+    if manifest.pop("sha256", None) != _hash(manifest):
+        raise ArtifactError(f"{folder / _MANIFEST}: its hash is not the one that it states")
+    try:
+        if manifest["faiss"] != import_faiss().__version__:
+            raise ArtifactError(f"{folder}: written by FAISS {manifest['faiss']}")
+        index = LiveIndex(manifest["dim"], manifest["fingerprint"])
+        index._codebook = Codebook(manifest["codes"])
+        segments = []
+        for noted in manifest["segments"]:
+            marks = np.frombuffer(bytes.fromhex(noted["alive"]), dtype=np.uint8)
+            alive = np.unpackbits(marks, count=noted["rows"]).astype(np.bool_)
+            segment = read_segment(folder / Path(noted["name"]).name, noted["hash"], alive, noted["width"])
+            if segment.store.d != index.dim:
+                raise ArtifactError(f"{folder}: vectors of {segment.store.d} numbers, not {index.dim}")
+            segments.append(segment)
+            index._files[id(segment.ids)] = _File(weakref.ref(segment.ids), noted["name"], noted["hash"])
+        index._segments = tuple(segments)
+        return index, dict(manifest["state"])
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        raise ArtifactError(f"{folder}: damaged ({type(error).__name__})") from None
 
 
-def _places(segment: _Segment, ids: IntArray) -> tuple[IntArray, IntArray]:
-    """Where living rows of these ids stand in the segment, and which of `ids` they are."""
-    places = np.searchsorted(segment.ids, ids)
-    inside = np.minimum(places, len(segment.ids) - 1)
-    which = np.flatnonzero((segment.ids[inside] == ids) & segment.alive[inside])
-    return inside[which], which
+def _hash(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _remove_others(folder: Path, names: Iterable[str]) -> None:
+    kept = {f"{name}{suffix}" for name in names for suffix in (".faiss", ".npz")}
+    for path in folder.glob("segment-*"):
+        if path.name not in kept:
+            with suppress(OSError):
+                os.unlink(path)
+
+
+def _may_merge(older: Segment, newer: Segment) -> bool:
+    small = len(older.ids) <= 2 * len(newer.ids) and len(older.ids) + len(newer.ids) <= _MERGED
+    return small and older.graph is None
+
+
+def _without(segment: Segment, ids: IntArray) -> tuple[Segment, int]:
+    """The segment without these ids (ascending), and how many of them it had."""
+    places, _ = segment.places(ids)
+    if not len(places):
+        return segment, 0
+    alive = segment.alive.copy()
+    alive[places] = False
+    return segment._replace(alive=alive), len(places)
 
 
 def _best(ids: IntArray, scores: NDArray[np.float64], k: int) -> Hits:
@@ -210,10 +312,3 @@ def _best(ids: IntArray, scores: NDArray[np.float64], k: int) -> Hits:
     hits.rows[:, : best.shape[1]] = np.take_along_axis(ids, best, axis=1)
     hits.scores[:, : best.shape[1]] = np.take_along_axis(exact, best, axis=1)
     return hits
-
-
-def _faiss() -> Any:
-    try:
-        return import_module("faiss")
-    except ImportError:
-        raise MissingDependencyError("faiss-cpu", "train") from None

@@ -385,6 +385,17 @@ class Store:
             data[i] = r.data
         return Changes(int(upto), [r.id for r in rows], data, [r.metadata for r in rows], gone)
 
+    def id_sum(self, encoding_id: int, seq: int) -> tuple[int, int] | None:
+        """How many rows have a vector under an encoding, and the sum of their numbers; None if `seq` has passed."""
+        own = embedding.c.encoding_id == encoding_id
+        with self._read() as c:
+            current = sa.select(pool.c.seq).join(encoding, encoding.c.pool_id == pool.c.id)
+            if c.execute(current.where(encoding.c.id == encoding_id)).scalar_one_or_none() != seq:
+                return None
+            total = sa.func.coalesce(sa.func.sum(embedding.c.demonstration_id), 0)
+            count, ids = c.execute(sa.select(sa.func.count(), total).where(own)).one()
+        return int(count), int(ids)
+
 
 def _lock(c: sa.Connection, pool_id: int) -> Any:
     """Take the pool's lock and its next number; both are kept until the transaction ends, so numbers come in order."""

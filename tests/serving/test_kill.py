@@ -20,9 +20,12 @@ import pytest
 
 SERVE = """
 import sys
+import serving.background, serving.pool_index
 from serving.app import serve
 from serving.settings import Settings
-serve(Settings(port=int(sys.argv[1]), database=sys.argv[2], encoder="fake"))
+serving.pool_index._WORTH = 1  # so that every start reads an index that was saved, or half of one
+serving.background._TENDED = 0.05
+serve(Settings(port=int(sys.argv[1]), database=sys.argv[2], cache=sys.argv[3], encoder="fake"))
 """
 WRITERS = 3
 UNSURE = object()  # a write without an answer: it may have been stored or not
@@ -35,7 +38,9 @@ def serving(database: str, log: Path) -> Iterator[tuple[subprocess.Popen[bytes],
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with log.open("ab") as file:
-        process = subprocess.Popen([sys.executable, "-c", SERVE, str(port), database], stdout=file, stderr=file)
+        process = subprocess.Popen(
+            [sys.executable, "-c", SERVE, str(port), database, str(log.parent / "indexes")], stdout=file, stderr=file
+        )
     url = f"http://127.0.0.1:{port}"
     try:
         deadline = time.monotonic() + 60

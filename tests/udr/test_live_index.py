@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import json
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from udr.errors import ConfigError, DataError, FingerprintMismatch
+from udr import live_index, segments
+from udr.errors import ArtifactError, ConfigError, DataError, FingerprintMismatch
 from udr.filters import parse_filter
-from udr.live_index import LiveIndex
+from udr.live_index import LiveIndex, load_live_index
 from udr.types import FloatArray
 
 DIM = 8
@@ -118,3 +121,161 @@ def test_searching_beside_changes_sees_one_moment() -> None:
     for reader in readers:
         reader.join()
     assert not wrong
+
+
+# graphs over many rows
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two thousand rows are many."""
+    monkeypatch.setattr(live_index, "_GRAPH", 2000)
+    monkeypatch.setattr(live_index, "_MERGED", 500)
+
+
+def spread(n: int, seed: int, dim: int = 32) -> FloatArray:
+    """Clustered directions of length 1, as encoders give them."""
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(0).standard_normal((40, dim))
+    rows = centres[rng.integers(40, size=n)] + 0.7 * rng.standard_normal((n, dim))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def recall(index: LiveIndex, model: dict[int, tuple[FloatArray, str]], queries: FloatArray, lang: str = "") -> float:
+    found = index.search(queries, 10, "f", parse_filter({"lang": lang} if lang else {}))
+    hits = 0
+    for rows, query in zip(found.rows.tolist(), queries, strict=True):
+        own = brute(model, query, 10, lang)
+        assert len(set(rows)) == 10
+        assert all(i in model and model[i][1] in (lang, model[i][1] if not lang else "") for i in rows)
+        hits += len(set(rows) & set(own))
+    return hits / (10 * len(queries))
+
+
+def test_graphs_find_nearly_all_of_the_nearest_through_changes(few: None) -> None:
+    rng = np.random.default_rng(3)
+    index, model, queries = LiveIndex(32, "f"), {}, spread(30, 1)
+    for step in range(12):
+        ids, rows = np.arange(step * 700, step * 700 + 700), spread(700, step + 10)
+        langs = rng.choice(["en", "de", "fr"], size=700, p=[0.6, 0.38, 0.02]).tolist()
+        index.add(ids, rows, [{"lang": lang} for lang in langs])
+        model |= {int(i): (v, lang) for i, v, lang in zip(ids, rows, langs, strict=True)}
+        index.improve()
+        gone = rng.choice(list(model), size=150, replace=False).tolist()
+        assert index.remove(gone) == 150
+        for i in gone:
+            del model[i]
+        assert len(index) == len(model)
+    assert index.in_graphs >= 5000
+    assert recall(index, model, queries) >= 0.97
+    for lang in ("en", "de", "fr"):  # the last by looking at each row that it admits
+        assert recall(index, model, queries, lang) >= 0.97
+    index.remove([i for i in model if i % 3])
+    model = {i: own for i, own in model.items() if i % 3 == 0}
+    while index.improve():
+        pass
+    assert sum(len(s.ids) for s in index.current()) <= 1.25 * len(model)  # worn graphs were made anew
+    assert recall(index, model, queries) >= 0.97
+
+
+def test_where_no_graph_is_good_enough_every_row_is_looked_at(few: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "RECALL", 1.1)
+    index, rows = LiveIndex(32, "f"), spread(2500, 1)
+    index.add(np.arange(2500), rows, [{}] * 2500)
+    assert index.improve()
+    assert index.in_graphs == 0
+    assert not index.improve()  # it is not tried over and over
+    assert recall(index, {i: (v, "") for i, v in enumerate(rows)}, spread(20, 2)) == 1.0
+
+
+def test_a_graph_is_built_beside_changes(few: None) -> None:
+    index, stop, last = LiveIndex(32, "f"), threading.Event(), 3000
+    index.add(np.arange(3000), spread(3000, 0), [{}] * 3000)
+
+    def change() -> None:
+        nonlocal last
+        while not stop.is_set():
+            index.add([last], spread(1, last), [{}])
+            index.remove([last - 2900])
+            last += 1
+
+    changer = threading.Thread(target=change)
+    changer.start()
+    done = [index.improve() for _ in range(5)]
+    stop.set()
+    changer.join()
+    assert any(done)
+    assert index.in_graphs
+    ids = np.concatenate([s.ids[s.alive] for s in index.current()])
+    assert sorted(ids.tolist()) == [*range(100), *range(last - 2900, last)]
+
+
+# files
+
+
+def filled() -> LiveIndex:
+    index = LiveIndex(32, "f")
+    for step in range(8):
+        ids = np.arange(step * 400, step * 400 + 400)
+        index.add(ids, spread(400, step), [{"lang": "en" if i % 2 else "de"} for i in ids])
+    index.improve()
+    index.add([9000], spread(1, 77), [{"lang": "it", "new": "1"}])
+    index.remove(np.arange(0, 50))
+    return index
+
+
+def test_a_saved_index_answers_as_it_did(few: None, tmp_path: Path) -> None:
+    index, queries = filled(), spread(20, 3)
+    assert index.in_graphs
+    index.save(tmp_path, {"seq": 5})
+    again, state = load_live_index(tmp_path)
+    assert state == {"seq": 5}
+    assert (len(again), again.id_sum(), again.in_graphs) == (len(index), index.id_sum(), index.in_graphs)
+    for where in ({}, {"lang": "en"}, {"new": {"exists": True}}):
+        own = [i.search(queries, 10, "f", parse_filter(where)) for i in (index, again)]
+        np.testing.assert_array_equal(own[0].rows, own[1].rows)
+        np.testing.assert_array_equal(own[0].scores, own[1].scores)
+    written = {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
+    again.add([9001], spread(1, 78), [{"lang": "it"}])
+    again.save(tmp_path, {"seq": 6})
+    kept = [p for p in tmp_path.iterdir() if written.get(p) == p.stat().st_mtime_ns]
+    assert len(kept) >= 2  # the large segment was not written again
+    third, _ = load_live_index(tmp_path)
+    assert len(third) == len(index) + 1
+    names = {s["name"] for s in json.loads((tmp_path / "manifest.json").read_text())["segments"]}
+    assert {p.stem for p in tmp_path.glob("segment-*")} == names
+
+
+def test_damaged_and_half_written_files_are_refused(few: None, tmp_path: Path) -> None:
+    """A flipped byte anywhere, a file cut short or missing: refused, and nothing else is raised."""
+    filled().save(tmp_path, {"seq": 5})
+    rng = np.random.default_rng(5)
+    for path in sorted(tmp_path.iterdir()):
+        raw = path.read_bytes()
+        for place in rng.integers(len(raw), size=25).tolist():
+            path.write_bytes(raw[:place] + bytes([raw[place] ^ (1 << int(rng.integers(8)))]) + raw[place + 1 :])
+            with pytest.raises(ArtifactError):
+                load_live_index(tmp_path)
+            path.write_bytes(raw[:place])
+            with pytest.raises(ArtifactError):
+                load_live_index(tmp_path)
+        path.unlink()
+        with pytest.raises(ArtifactError):
+            load_live_index(tmp_path)
+        path.write_bytes(raw)
+    load_live_index(tmp_path)
+
+
+def test_a_save_that_fails_leaves_the_former_one(few: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = filled()
+    index.save(tmp_path, {"seq": 5})
+    index.add([9001], spread(1, 78), [{}])
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("udr.artifacts.os.replace", full)
+    with pytest.raises(ArtifactError, match="No space"):
+        index.save(tmp_path, {"seq": 6})
+    monkeypatch.undo()
+    assert load_live_index(tmp_path)[1] == {"seq": 5}
