@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from tempfile import TemporaryDirectory
 
 import structlog
 import uvicorn
@@ -28,6 +30,7 @@ from serving.sql.jobs import Jobs
 from serving.sql.keys import Answers, Keys
 from serving.sql.store import Store
 from serving.tokenizers import Tokenizers
+from serving.tracing import Tracing
 from udr.errors import ConfigError
 
 __all__ = ["build_parts", "close_parts", "create_app", "serve"]
@@ -87,10 +90,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         parts = app.state.parts = await run_sync(build_parts, own)
+        if tracing:
+            tracing.watch(parts.database.engine)
         try:
             yield
         finally:
             await run_sync(close_parts, parts)
+            if tracing:
+                await run_sync(tracing.close)
 
     app = FastAPI(
         title="UDR",
@@ -102,7 +109,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.include_router(module.router)
     add_error_handlers(app)
     app.add_middleware(Idempotency)
-    app.add_middleware(Gate, max_body=own.max_body, max_load=own.max_load)  # the outermost
+    app.add_middleware(
+        Gate, max_body=own.max_body, max_load=own.max_load, max_in_flight=own.max_in_flight
+    )  # the outermost
+    tracing = Tracing(app, own.traces) if own.traces else None
     return app
 
 
@@ -116,6 +126,17 @@ def close_parts(parts: Parts) -> None:
 
 def serve(settings: Settings) -> None:
     """Run until a signal; what was begun is answered first."""
+    if settings.workers > 1:  # they start from nothing and read their settings from the environment
+        os.environ.update(settings.as_environment())
+        with TemporaryDirectory(prefix="udr-metrics-") as folder:
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder  # where they add up what they count
+            _run("serving.app:create_logging_app", settings, factory=True)
+        return
+    _run(create_logging_app(settings), settings)
+
+
+def create_logging_app(settings: Settings | None = None) -> FastAPI:
+    """As `create_app`, in a process that logs JSON lines."""
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
@@ -126,6 +147,16 @@ def serve(settings: Settings) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         cache_logger_on_first_use=True,
     )
+    return create_app(settings)
+
+
+def _run(app: FastAPI | str, settings: Settings, *, factory: bool = False) -> None:
     uvicorn.run(
-        create_app(settings), host=settings.host, port=settings.port, access_log=False, timeout_graceful_shutdown=20
+        app,
+        host=settings.host,
+        port=settings.port,
+        workers=settings.workers,
+        factory=factory,
+        access_log=False,
+        timeout_graceful_shutdown=20,
     )

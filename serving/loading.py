@@ -133,13 +133,15 @@ def _demonstration(raw: bytes | dict[str, Any], spec: TaskSpec, max_text: int) -
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    """Parquet gives maps as pairs and absent fields of a struct as None."""
-    stated = row.get("metadata")
-    if isinstance(stated, list):
+    """A Parquet row as JSON would give it; columns that are no field of a demonstration are its metadata."""
+    stated = row.get("metadata") or {}
+    if isinstance(stated, list):  # a map comes as pairs
         stated = dict(stated)
-    if isinstance(stated, dict):
-        row = row | {"metadata": {key: value for key, value in stated.items() if value is not None}}
-    return row
+    fields = DemonstrationBody.model_fields.keys()
+    others = {key: value for key, value in row.items() if key not in fields}
+    if others or isinstance(stated, dict):  # absent fields of a struct come as None
+        stated = {key: value for key, value in {**stated, **others}.items() if value is not None}
+    return {key: value for key, value in row.items() if key in fields} | {"metadata": stated}
 
 
 def check_demonstration(d: Demonstration, where: str, limit: int) -> None:

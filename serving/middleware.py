@@ -36,8 +36,10 @@ _log: Any = structlog.get_logger("udr.serving")
 class Gate:
     """Finds out who calls before a byte of the body is read, bounds the body, and logs and counts the answer."""
 
-    def __init__(self, app: ASGIApp, max_body: int, max_load: int) -> None:
+    def __init__(self, app: ASGIApp, max_body: int, max_load: int, max_in_flight: int) -> None:
         self.app = app
+        self.max_in_flight = max_in_flight
+        self.in_flight = 0
         self.max_body = max_body
         self.max_load = max_load
 
@@ -67,11 +69,22 @@ class Gate:
             await send(message)
 
         try:
-            refusal = await self._refusal(request, limit)
-            if refusal is not None:
-                await refusal(scope, receive, told_send)
-            else:
-                await self.app(scope, counted_receive, told_send)
+            if request.url.path in _OPEN:
+                await self.app(scope, receive, told_send)
+                return
+            if self.in_flight >= self.max_in_flight:
+                full = Overloaded(f"{self.in_flight} requests are being worked on; try again in a second")
+                await problem_of(full)(scope, receive, told_send)
+                return
+            self.in_flight += 1
+            try:
+                refusal = await self._refusal(request, limit)
+                if refusal is not None:
+                    await refusal(scope, receive, told_send)
+                else:
+                    await self.app(scope, counted_receive, told_send)
+            finally:
+                self.in_flight -= 1
         finally:
             seconds = time.perf_counter() - started
             route = getattr(scope.get("route"), "path", "none")
@@ -87,8 +100,6 @@ class Gate:
             )
 
     async def _refusal(self, request: Request, limit: int) -> Response | None:
-        if request.url.path in _OPEN:
-            return None
         access: Access = request.app.state.parts.access
         try:
             caller = await access.caller(request.headers.get("authorization"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib.resources import files
 from ipaddress import ip_address
 from pathlib import Path
@@ -43,8 +44,19 @@ class Settings(BaseSettings):
     max_items: int = Field(1000, ge=1, description="Demonstrations or queries in one request.")
     max_text: int = Field(100_000, ge=1, description="Characters of an input or output.")
     encoder_threads: int = Field(1, ge=1, description="Threads of one encoding; more only where cores are idle.")
+    workers: int = Field(1, ge=1, le=64, description="Processes; each holds the indexes that it answers from.")
+    max_in_flight: int = Field(512, ge=1, description="Requests worked on by a process before new ones get 429.")
     max_waiting: int = Field(1024, ge=1, description="Queries waiting to be encoded before new ones get 429.")
+    traces: str = Field("", description="OpenTelemetry collector (OTLP over HTTP) that spans go to; empty: none.")
     audit_days: float = Field(365, gt=0, description="Days for which changes are remembered.")
+
+    def as_environment(self) -> dict[str, str]:
+        """The settings as the environment variables that give them again."""
+        found = {}
+        for name, value in self.model_dump(mode="json").items():
+            text = json.dumps(value) if isinstance(value, dict) else str(value)
+            found[f"UDR_{name.upper()}"] = text
+        return found
 
     @property
     def cache_folder(self) -> Path | None:

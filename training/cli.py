@@ -239,13 +239,42 @@ def serve(
     encoder: Annotated[str | None, typer.Option(help="Sentence encoder: folder, hub name, auto or none.")] = None,
     retriever: Annotated[list[str] | None, typer.Option(help="NAME=FOLDER of a trained retriever; repeat.")] = None,
     tokenizer: Annotated[list[str] | None, typer.Option(help="NAME=FOLDER of an LM's tokenizer; repeat.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes (1).")] = None,
 ) -> None:
     """Serve pools, retrieval and prompts over HTTP; UDR_… environment variables set the rest."""
     service = import_module("serving.app")  # by name: the two rooms do not know each other
     given: dict[str, object] = {"host": host, "port": port, "database": database, "encoder": encoder}
+    given |= {"workers": workers}
     given |= {"retrievers": _named("--retriever", retriever), "tokenizers": _named("--tokenizer", tokenizer)}
     settings = import_module("serving.settings").parse_settings({k: v for k, v in given.items() if v is not None})
     service.serve(settings)
+
+
+@app.command()
+def snapshot(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A new file.")],
+    database: Annotated[str | None, typer.Option(help="sqlite:///FILE; default: the service's.")] = None,
+) -> None:
+    """Copy the service's SQLite database as it is at one moment, while it is served."""
+    size = import_module("serving.sql.snapshot").snapshot(_database(database), file)
+    typer.echo(f"{file}: {size / 1e6:.1f} MB")
+
+
+@app.command()
+def restore(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What `udr snapshot` wrote.")],
+    database: Annotated[str | None, typer.Option(help="sqlite:///FILE; default: the service's.")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Forget the database that is there.")] = False,
+) -> None:
+    """Put a snapshot in the place of the service's SQLite database, while it is not served."""
+    import_module("serving.sql.snapshot").restore(file, _database(database), replace=replace)
+    typer.echo(f"{file}: restored")
+
+
+def _database(given: str | None) -> str:
+    settings = import_module("serving.settings").parse_settings({} if given is None else {"database": given})
+    found: str = settings.database
+    return found
 
 
 def _named(option: str, pairs: list[str] | None) -> dict[str, str] | None:

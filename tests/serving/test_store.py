@@ -31,18 +31,30 @@ def test_the_migrations_make_what_the_tables_say(store: Store) -> None:
 
 
 def test_it_answers_as_a_plain_map_does_and_indexes_follow(store: Store) -> None:
-    rng = np.random.default_rng(1)
+    compare_with_a_map(store, 400)
+
+
+@pytest.mark.slow
+def test_it_answers_as_a_plain_map_does_through_twenty_thousand_operations(store: Store) -> None:
+    compare_with_a_map(store, 20_000)
+
+
+def compare_with_a_map(store: Store, steps: int) -> None:
+    rng = np.random.default_rng(steps)
     pools = [store.create_pool(name, {}).id for name in ("a", "b")]
     encodings = {p: store.open_encoding(p, "r", "f", DIM).id for p in pools}
     model: dict[int, dict[str, Demonstration]] = {p: {} for p in pools}
     indexes = {p: (LiveIndex(DIM, "f"), [0]) for p in pools}
-    for step in range(400):
+    for step in range(steps):
         p = int(rng.choice(pools))
         keys = [f"k{i}" for i in rng.choice(40, size=int(rng.integers(1, 6)), replace=False)]
         own = [Demonstration(k, f"text {rng.integers(3)}", str(rng.integers(2)), metadata={"s": k}) for k in keys]
         matrix = np.stack([vector_of(d) for d in own])
         if rng.random() < 0.3:
             assert store.delete(p, keys) == len([k for k in keys if model[p].pop(k, None)])
+        elif rng.random() < 0.2:
+            store.write(p, own, {encodings[p]: matrix}, clash="skip")
+            model[p] |= {d.id: d for d in own if d.id not in model[p]}
         elif rng.random() < 0.5:
             clash = any(k in model[p] and model[p][k] != d for k, d in zip(keys, own, strict=True))
             if clash:
