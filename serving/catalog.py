@@ -20,7 +20,7 @@ import numpy as np
 from serving.batching import EncodingWorker
 from serving.pool_index import Encoding, Lexical, fuse
 from serving.retrievers import DENSE, PoolEncoder, Retrievers
-from serving.sql.store import Clash, EncodingRow, PoolRow, RetrieverChanged, Store, Written
+from serving.sql.store import Clash, EncodingRow, PoolRow, RetrieverChanged, Store, Stored, Written
 from udr.errors import ConfigError, ConflictError, DataError, UDRError, UnknownNameError
 from udr.filters import Codebook, Condition
 from udr.live_index import LiveIndex
@@ -34,6 +34,7 @@ __all__ = ["BM25_NAME", "HYBRID", "Answer", "Catalog", "PassedOver", "Pool", "Ra
 BM25_NAME = "bm25"
 HYBRID = "hybrid"  # BM25 and the pool's own retriever together
 _PAGE = 2000  # demonstrations that a new retriever is shown
+_REMEMBERED = 50_000  # demonstrations that need not be read from the database again: some 50 MB
 _AT_ONCE = 256  # demonstrations encoded for one transaction
 _SPARE = 4  # hits beyond those wanted, for some may be deleted while they are fetched
 
@@ -133,6 +134,8 @@ class Catalog:
         self._dense: dict[int, Encoding] = {}
         self._lexical: dict[int, Lexical] = {}
         self._opening = threading.Lock()
+        self._remembered: dict[int, Stored] = {}
+        self._specs: dict[int, TaskSpec] = {}
 
     # -- pools
 
@@ -154,7 +157,7 @@ class Catalog:
         Raises:
             NotFoundError: there is none of that name.
         """
-        return _parsed(self.store.pool(name, fresh=fresh))
+        return self._parsed(self.store.pool(name, fresh=fresh))
 
     def pool_of(self, pool_id: int) -> Pool:
         """Look a pool up by its number.
@@ -162,7 +165,13 @@ class Catalog:
         Raises:
             NotFoundError: it was deleted.
         """
-        return _parsed(self.store.pool_of(pool_id))
+        return self._parsed(self.store.pool_of(pool_id))
+
+    def _parsed(self, row: PoolRow) -> Pool:
+        """The pool of a row; its task never changes."""
+        if row.id not in self._specs:
+            self._specs[row.id] = TaskSpec.parse(row.spec, f"pool {row.name}")
+        return Pool(row, self._specs[row.id])
 
     def describe(self, pool: Pool) -> dict[str, Any]:
         """What a client wants to know of a pool."""
@@ -196,8 +205,9 @@ class Catalog:
             for folder in self._cache.glob("encoding-*"):
                 if folder.name.removeprefix("encoding-") not in map(str, answering):
                     shutil.rmtree(folder, ignore_errors=True)
-        for number in self._lexical.keys() - {row.id for row in rows}:
-            self._lexical.pop(number, None)
+        for held in (self._lexical, self._specs):
+            for number in held.keys() - {row.id for row in rows}:
+                held.pop(number, None)
 
     # -- demonstrations
 
@@ -309,7 +319,7 @@ class Catalog:
         wide = search.wanted + search.passed_over + _SPARE
         while True:
             hits = self._hits(pool, ranking, queries, vectors, wide, search.conditions)
-            stored = self.store.get(pool.row.id, np.unique(hits.rows[hits.rows >= 0]).tolist())
+            stored = self._stored(pool, np.unique(hits.rows[hits.rows >= 0]).tolist())
             answers, short = [], False
             for query, rows, scores in zip(queries, hits.rows.tolist(), hits.scores.tolist(), strict=True):
                 found, passed = [], []
@@ -329,6 +339,20 @@ class Catalog:
             if not short:
                 return answers
             wide *= 4  # copies or rows deleted meanwhile took the places
+
+    def _stored(self, pool: Pool, rows: Sequence[int]) -> dict[int, Stored]:
+        """Demonstrations by row, without those that are gone.
+
+        A row never changes and its number is never used again, so one that an index still holds may be remembered.
+        """
+        found = {row: stored for row in rows if (stored := self._remembered.get(row)) is not None}
+        if len(found) < len(rows):
+            fresh = self.store.get(pool.row.id, [row for row in rows if row not in found])
+            found |= fresh
+            if len(self._remembered) > _REMEMBERED:
+                self._remembered.clear()
+            self._remembered |= fresh
+        return found
 
     def _hits(
         self,
@@ -446,10 +470,6 @@ class Catalog:
             after, found = missing[-1].row, True
             if tell:
                 tell(len(missing))
-
-
-def _parsed(row: PoolRow) -> Pool:
-    return Pool(row, TaskSpec.parse(row.spec, f"pool {row.name}"))
 
 
 def _answer(

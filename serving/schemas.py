@@ -21,8 +21,10 @@ __all__ = [
     "DemonstrationBody",
     "KeyBody",
     "PoolBody",
+    "PromptAnswer",
     "PromptBody",
     "QueryBody",
+    "RetrieveAnswer",
     "RetrieveBody",
     "SwitchBody",
     "demonstration_json",
@@ -159,6 +161,71 @@ class PromptBody(RetrieveBody):
     order: Literal[tuple(ORDERS)] = "ascending"  # type: ignore[valid-type]
 
 
+# answers, as the OpenAPI schema states them
+
+
+class PassedOverAnswer(BaseModel):
+    id: str
+    similarity: float
+    rank: int
+    reason: str
+
+
+class RetrievedAnswer(DemonstrationBody):
+    """A demonstration and how near it stands to the query; rank 1 is the nearest."""
+
+    similarity: float
+    rank: int
+    tokens: int | None = Field(None, description="Of it alone, where `explain` asks.")
+
+
+class _ResultAnswer(BaseModel):
+    demonstrations: list[RetrievedAnswer]
+    tokens_cut: int = Field(0, description="Tokens of the query that the encoder did not read.")
+    passed_over: list[PassedOverAnswer] = Field([], description="The nearest that were not chosen (`explain`).")
+
+
+class DroppedAnswer(BaseModel):
+    id: str
+    reason: str
+    tokens: int
+
+
+class MessageAnswer(BaseModel):
+    role: Literal["user", "assistant"]
+    content: str
+
+
+class PromptResultAnswer(_ResultAnswer):
+    """A finished prompt: as text, as chat messages, and what it is made of."""
+
+    text: str
+    messages: list[MessageAnswer]
+    tokens: int
+    budget: int
+    dropped: list[DroppedAnswer] = Field(description="Demonstrations that did not fit.")
+    truncated: bool
+
+
+class _Answer(BaseModel):
+    pool: str
+    seq: int = Field(description="The pool's number of changes, as of which this was answered.")
+    retriever: str
+    fingerprint: str | None = Field(description="Of the encoding that ranked; null: words alone did.")
+
+
+class RetrieveAnswer(_Answer):
+    """The demonstrations of each query, best first."""
+
+    results: list[_ResultAnswer]
+
+
+class PromptAnswer(_Answer):
+    """The prompt of each query."""
+
+    results: list[PromptResultAnswer]
+
+
 def demonstration_json(d: Demonstration) -> dict[str, Any]:
     """A demonstration in an answer; empty fields are left out."""
     found: dict[str, Any] = {"id": d.id, "input": d.input, "output": d.output}
@@ -199,7 +266,7 @@ def prompt_json(prompt: Prompt, messages: list[dict[str, str]], found: Sequence[
 def job_json(job: JobRow) -> dict[str, Any]:
     """A job and how far it is: of a load in bytes (NDJSON) or rows (Parquet), else in demonstrations."""
     elapsed = (job.finished or time.time()) - job.created
-    left = elapsed / job.done * (job.total - job.done) if job.state == "running" and job.done else None
+    left = elapsed / job.done * (job.total - job.done) if job.state == "running" and 0 < job.done < job.total else None
     return {
         "id": job.id,
         "kind": job.kind,

@@ -5,13 +5,22 @@ from __future__ import annotations
 import asyncio
 from typing import Any, NamedTuple
 
+import orjson
 from anyio.to_thread import run_sync
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 
 from serving.catalog import Answer, Pool, Ranking, Search
 from serving.dependencies import By, Parts, Service, too_many, visible
 from serving.loading import check_text
-from serving.schemas import PromptBody, RetrieveBody, passed_over_json, prompt_json, retrieved_json
+from serving.schemas import (
+    PromptAnswer,
+    PromptBody,
+    RetrieveAnswer,
+    RetrieveBody,
+    passed_over_json,
+    prompt_json,
+    retrieved_json,
+)
 from udr.filters import parse_filter
 from udr.prompt import as_messages, render_demonstration
 from udr.retriever import SPARES, arranged_prompt
@@ -23,15 +32,15 @@ router = APIRouter(prefix="/v1", tags=["retrieval"])
 _TOLD = 10  # demonstrations not chosen that `explain` tells of
 
 
-@router.post("/retrieve")
-async def retrieve(body: RetrieveBody, parts: Service, caller: By) -> dict[str, Any]:
+@router.post("/retrieve", response_model=RetrieveAnswer)
+async def retrieve(body: RetrieveBody, parts: Service, caller: By) -> Response:
     """The demonstrations of one pool that suit each query, best first."""
     found = await _retrieve(body, parts, caller, body.k)
     return found.answer([{"demonstrations": [retrieved_json(f) for f in a.found]} for a in found.answers], body.explain)
 
 
-@router.post("/prompt")
-async def prompt(body: PromptBody, parts: Service, caller: By) -> dict[str, Any]:
+@router.post("/prompt", response_model=PromptAnswer)
+async def prompt(body: PromptBody, parts: Service, caller: By) -> Response:
     """The finished prompt of each query, as text and as chat messages, within the token budget."""
     found = await _retrieve(body, parts, caller, SPARES * body.k)
     return found.answer(await run_sync(_prompts, body, parts, found), body.explain)
@@ -44,7 +53,7 @@ class _Retrieved(NamedTuple):
     cut: list[int]
     answers: list[Answer]
 
-    def answer(self, results: list[dict[str, Any]], explain: bool) -> dict[str, Any]:
+    def answer(self, results: list[dict[str, Any]], explain: bool) -> Response:
         """The whole answer, with what is to be told of each result beside itself."""
         for result, answer, cut in zip(results, self.answers, self.cut, strict=True):
             if cut:
@@ -52,13 +61,14 @@ class _Retrieved(NamedTuple):
             if explain:
                 result["passed_over"] = [passed_over_json(p) for p in answer.passed_over]
         encoding = self.ranking.encoding
-        return {
+        whole = {
             "pool": self.pool.row.name,
             "seq": self.pool.row.seq,
             "retriever": self.ranking.name,
             "fingerprint": encoding.row.fingerprint if encoding else None,
             "results": results,
         }
+        return Response(orjson.dumps(whole), media_type="application/json")
 
 
 async def _retrieve(body: RetrieveBody, parts: Parts, caller: By, k: int) -> _Retrieved:

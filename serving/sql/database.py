@@ -103,7 +103,7 @@ def _engine(url: str) -> sa.Engine:
         if name not in ("sqlite", "postgresql"):
             raise ConfigError(f"database {parsed.render_as_string()}: expected sqlite:///… or postgresql+psycopg://…")
         sizes: dict[str, Any] = {"pool_size": _POOL, "max_overflow": 0}
-        engine = sa.create_engine(parsed, pool_pre_ping=True, **sizes)
+        engine = sa.create_engine(parsed, pool_pre_ping=name != "sqlite", **sizes)  # a file is never away
     except (ArgumentError, NoSuchModuleError):
         raise ConfigError(
             "database: not an address like sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME"
