@@ -2,10 +2,10 @@
 
     python tests/benchmarks/service.py PART data=FOLDER encoder=FOLDER [python=PEERS_PYTHON] [key=value ...]
 
-peers     one pool of 10,000 real demonstrations: p50, p99 and throughput at 1, 8 and 64 clients, beside
 peers     one pool of 10,000 real demonstrations: p50, p99 and throughput at 1, 8 and 64 clients, beside LangChain,
-          DSPy and sentence-transformers + FAISS (`service_peers.py`, run by `python`); what HTTP, SQL, search and prompt
-          add to the encoder
+          DSPy and sentence-transformers + FAISS (`service_peers.py`, run by `python`); what HTTP, SQL and search add
+          to the encoder
+ingest    demonstrations a second that a load stores durably, before they are encoded
 scale     10k, 100k and 1M vectors: opening, retrieval, recall, filters, memory (`vectors=FILE.npy` of real ones)
 overload  ten times as many clients as it can serve: statuses, /livez, memory
 Results: results/service_NAME.json. Run alone: two busy programs on a few cores measure each other.
