@@ -47,7 +47,9 @@ def build_parts(settings: Settings) -> Parts:
     rate = parse_rate(settings.rate)
     name = packaged_encoder() or "none" if settings.encoder == "auto" else settings.encoder
     dense = None if name == "none" else sentence_encoder(name)
-    retrievers = Retrievers(dense, settings.retrievers, settings.encoder_threads)
+    retrievers = Retrievers(
+        dense, settings.retrievers, threads=settings.encoder_threads, precision=settings.query_precision
+    )
     database = open_database(settings.database, settings.replica)
     worker = EncodingWorker(settings.max_waiting)
     catalog = Catalog(

@@ -8,15 +8,21 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Literal, NamedTuple
 
-from udr.errors import ArtifactError, UnknownNameError
+import structlog
+
+from udr.errors import ArtifactError, UDRError, UnknownNameError
 from udr.fakes import FakeEncoder
 from udr.mixture import MixedEncoder, mix
 from udr.prompt import for_encoder
 from udr.tasks.spec import TaskSpec
 from udr.types import Demonstration, Encoder, FloatArray, Query
 
-__all__ = ["DENSE", "PoolEncoder", "Retrievers", "sentence_encoder"]
+__all__ = ["DENSE", "PoolEncoder", "Precision", "Retrievers", "sentence_encoder"]
+
+Precision = Literal["float32", "int8"]
+_log = structlog.get_logger("udr.serving")
 
 DENSE = "dense"  # the untrained sentence encoder's name among the retrievers
 _ASKED = 2000  # demonstrations of a pool that decide the share of each encoder
@@ -25,11 +31,18 @@ _ASKED = 2000  # demonstrations of a pool that decide the share of each encoder
 class PoolEncoder:
     """One task's queries and demonstrations as an encoder reads them; its fingerprint covers the task's words.
 
-    With `inputs_only` demonstrations are their inputs, as for a sentence encoder that was trained for no task.
+    Args:
+        encoder: of demonstrations, and so of the index.
+        spec: the task.
+        inputs_only: demonstrations are their inputs, as for a sentence encoder that was trained for no task.
+        quick: encodes queries in `encoder`'s place, if it is quicker and near enough.
     """
 
-    def __init__(self, encoder: Encoder, spec: TaskSpec, *, inputs_only: bool = False) -> None:
+    def __init__(
+        self, encoder: Encoder, spec: TaskSpec, *, inputs_only: bool = False, quick: Encoder | None = None
+    ) -> None:
         self.encoder = encoder
+        self.quick = quick or encoder
         self.spec = spec
         self.inputs_only = inputs_only
 
@@ -50,7 +63,7 @@ class PoolEncoder:
 
     def encode_queries(self, queries: Sequence[Query]) -> FloatArray:
         """Vectors (n, d)."""
-        return self.encoder.encode_queries(queries, self.instruction)
+        return self.quick.encode_queries(queries, self.instruction)
 
     def encode_demonstrations(self, demonstrations: Sequence[Demonstration]) -> FloatArray:
         """Vectors (m, d)."""
@@ -72,11 +85,19 @@ class Retrievers:
     Args:
         dense: makes the sentence encoder; None where the service has none (BM25 alone).
         folders: trained retrievers by name, as `udr index` writes them.
-        threads: of torch in this process. Two on busy cores wait for each other: forty times as long for a query,
-            measured beside a language model; more than one help bulk loads where cores are idle.
+        threads: of one encoding. Two on busy cores wait for each other: forty times as long for a query, measured
+            beside a language model; more than one help bulk loads where cores are idle.
+        precision: of queries.
     """
 
-    def __init__(self, dense: Callable[[], Encoder] | None, folders: Mapping[str, Path], threads: int = 1) -> None:
+    def __init__(
+        self,
+        dense: Callable[[], Encoder] | None,
+        folders: Mapping[str, Path],
+        *,
+        threads: int = 1,
+        precision: Precision = "float32",
+    ) -> None:
         self._makers: dict[str, Callable[[], Encoder]] = {DENSE: dense} if dense else {}
         for name, folder in folders.items():
             if not (folder / "encoder" / "encoder.json").is_file():
@@ -84,7 +105,8 @@ class Retrievers:
             self._makers[name] = partial(_load_folder, folder / "encoder")
         self._folders = dict(folders)
         self._threads = threads
-        self._loaded: dict[str, Encoder] = {}
+        self._precision = precision
+        self._loaded: dict[str, _Loaded] = {}
         self._loading = threading.Lock()
 
     @property
@@ -107,27 +129,42 @@ class Retrievers:
         if name not in self._makers:
             raise UnknownNameError("retriever", name, [*self._makers, "bm25"])
         if name == DENSE:
-            return PoolEncoder(self._load(name, self._makers[name]), spec, inputs_only=True), None
+            own = self._load(name, self._makers[name])
+            return PoolEncoder(own.encoder, spec, inputs_only=True, quick=own.quick), None
         trained = self._load(name, self._makers[name])
         if (self._folders[name] / "tasks" / spec.name).is_dir():
-            return PoolEncoder(trained, spec), None
+            return PoolEncoder(trained.encoder, spec, quick=trained.quick), None
         untrained = self._load(f"{name}/untrained", partial(_load_folder, self._folders[name] / "untrained"))
         if weights is None:
+            weights = [1.0, 1.0]
             if sample:
-                chosen = mix(spec, sample[:_ASKED], trained, untrained).ranker.encoder
-                weights = [chosen.a, chosen.b] if isinstance(chosen, MixedEncoder) else [1.0, 1.0]
-            else:
-                weights = [1.0, 1.0]
+                chosen = mix(spec, sample[:_ASKED], trained.encoder, untrained.encoder).ranker.encoder
+                weights = [chosen.a, chosen.b] if isinstance(chosen, MixedEncoder) else weights
         a, b = weights
-        return PoolEncoder(MixedEncoder(trained, untrained, a, b), spec), [a, b]
+        if not b:  # the other one's vectors would be nothing but zeros
+            return PoolEncoder(trained.encoder, spec, quick=trained.quick), [a, b]
+        if not a:
+            return PoolEncoder(untrained.encoder, spec, inputs_only=True, quick=untrained.quick), [a, b]
+        exact, quick = (MixedEncoder(t, u, a, b) for t, u in zip(trained, untrained, strict=True))
+        return PoolEncoder(exact, spec, quick=quick), [a, b]
 
-    def _load(self, name: str, make: Callable[[], Encoder]) -> Encoder:
+    def _load(self, name: str, make: Callable[[], Encoder]) -> _Loaded:
         with self._loading:
             if name not in self._loaded:
-                self._loaded[name] = make()
+                encoder = make()
                 if "torch" in sys.modules:
                     sys.modules["torch"].set_num_threads(self._threads)
+                    self._loaded[name] = _with_onnx(encoder, self._threads, self._precision)
+                else:
+                    self._loaded[name] = _Loaded(encoder, encoder)
             return self._loaded[name]
+
+
+class _Loaded(NamedTuple):
+    """An encoder, and what encodes queries in its place."""
+
+    encoder: Encoder
+    quick: Encoder
 
 
 def sentence_encoder(name: str) -> Callable[[], Encoder]:
@@ -148,3 +185,19 @@ def _load_folder(folder: Path) -> Encoder:
     from udr.encoder import load_encoder
 
     return load_encoder(folder)
+
+
+def _with_onnx(encoder: Encoder, threads: int, precision: Precision) -> _Loaded:
+    """The encoder run by ONNX Runtime where that computes the same; else as it is."""
+    from udr.encoder import BiEncoder
+    from udr.onnx_encoder import OnnxEncoder
+
+    if not isinstance(encoder, BiEncoder) or encoder.device.type != "cpu":
+        return _Loaded(encoder, encoder)
+    try:
+        exact = OnnxEncoder(encoder, threads=threads)
+        quick = exact if precision == "float32" else OnnxEncoder(encoder, precision="int8", threads=threads)
+        return _Loaded(exact, quick)
+    except UDRError as error:
+        _log.warning("torch encodes: ONNX Runtime cannot", error=str(error))
+        return _Loaded(encoder, encoder)

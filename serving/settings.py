@@ -6,6 +6,7 @@ import json
 from importlib.resources import files
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
@@ -43,6 +44,9 @@ class Settings(BaseSettings):
     max_load: int = Field(2_000_000_000, ge=1, description="Bytes of a load's body.")
     max_items: int = Field(1000, ge=1, description="Demonstrations or queries in one request.")
     max_text: int = Field(100_000, ge=1, description="Characters of an input or output.")
+    query_precision: Literal["float32", "int8"] = Field(
+        "float32", description="int8: quicker queries, a little beside their place."
+    )
     encoder_threads: int = Field(1, ge=1, description="Threads of one encoding; more only where cores are idle.")
     workers: int = Field(1, ge=1, le=64, description="Processes; each holds the indexes that it answers from.")
     max_in_flight: int = Field(512, ge=1, description="Requests worked on by a process before new ones get 429.")

@@ -7,6 +7,7 @@ peers     one pool of 10,000 real demonstrations: p50, p99 and throughput at 1, 
           to the encoder
 ingest    demonstrations a second that a load stores durably, before they are encoded
 scale     10k, 100k and 1M vectors: opening, retrieval, recall, filters, memory (`vectors=FILE.npy` of real ones)
+precision what a query costs in torch and in ONNX Runtime, float32 and int8, and what int8 loses on several tasks
 overload  ten times as many clients as it can serve: statuses, /livez, memory
 Results: results/service_NAME.json. Run alone: two busy programs on a few cores measure each other.
 """
@@ -366,6 +367,44 @@ def scale(vectors: str, sizes: str = "10000,100000,1000000") -> None:
     write_result("service_scale", found)
 
 
+def precision(data: str, encoder: str, count: int = 1000) -> None:
+    """One thread; quality is how often the neighbours' outputs are the query's, or share its words."""
+    import torch
+
+    from udr.encoder import build_encoder
+    from udr.metrics import rouge_l
+    from udr.onnx_encoder import OnnxEncoder
+
+    torch.set_num_threads(1)
+    own = build_encoder(encoder, device="cpu")
+    kinds: dict[str, Any] = {"torch": own, "onnx": OnnxEncoder(own), "onnx_int8": OnnxEncoder(own, precision="int8")}
+    found: dict[str, Any] = {name: {"quality": {}} for name in kinds}
+    for task_name in TASKS:
+        task = open_task(Path(data) / f"{task_name}.parquet")
+        pool, asked = task.train[:count], [d.query for d in task.test[:200]]
+        answers = [d.output for d in task.test[:200]]
+        index = kinds["onnx"].encode_queries([d.query for d in pool])
+        for name, kind in kinds.items():
+            near = np.argsort(-(kind.encode_queries(asked) @ index.T), axis=1)[:, :K]
+            likeness = [
+                float(pool[i].output == answer) if task.spec.kind != "generation" else rouge_l(pool[i].output, [answer])
+                for row, answer in zip(near, answers, strict=True)
+                for i in row
+            ]
+            found[name]["quality"][task_name] = round(float(np.mean(likeness)), 4)
+    for name, kind in kinds.items():
+        times = []
+        for query in asked * 2:
+            begun = time.perf_counter()
+            kind.encode_queries([query])
+            times.append(time.perf_counter() - begun)
+        found[name]["query_p50_ms"] = round(1000 * float(np.median(times)), 2)
+        found[name]["mean_quality"] = round(float(np.mean(list(found[name]["quality"].values()))), 4)
+    found["int8_of_float32_quality"] = round(found["onnx_int8"]["mean_quality"] / found["onnx"]["mean_quality"], 4)
+    print(found)
+    write_result("service_precision", found)
+
+
 def timed(index: Any, queries: Any, conditions: Any = ()) -> float:
     times = []
     for query in queries[:200]:
@@ -383,7 +422,13 @@ def main() -> None:
     PARTS[sys.argv[1]](**{key: kinds.get(key, str)(value) for key, value in given.items()})
 
 
-PARTS: dict[str, Callable[..., None]] = {"peers": peers, "ingest": ingest, "scale": scale, "overload": overload}
+PARTS: dict[str, Callable[..., None]] = {
+    "peers": peers,
+    "ingest": ingest,
+    "scale": scale,
+    "precision": precision,
+    "overload": overload,
+}
 
 if __name__ == "__main__":
     main()
