@@ -372,7 +372,7 @@ def precision(data: str, encoder: str, count: int = 1000) -> None:
     import torch
 
     from udr.encoder import build_encoder
-    from udr.metrics import rouge_l
+    from udr.metrics import per_example
     from udr.onnx_encoder import OnnxEncoder
 
     torch.set_num_threads(1)
@@ -386,11 +386,10 @@ def precision(data: str, encoder: str, count: int = 1000) -> None:
         index = kinds["onnx"].encode_queries([d.query for d in pool])
         for name, kind in kinds.items():
             near = np.argsort(-(kind.encode_queries(asked) @ index.T), axis=1)[:, :K]
-            likeness = [
-                float(pool[i].output == answer) if task.spec.kind != "generation" else rouge_l(pool[i].output, [answer])
-                for row, answer in zip(near, answers, strict=True)
-                for i in row
-            ]
+            predictions = [pool[i].output for row in near for i in row]
+            references = [[answer] for answer in answers for _ in range(K)]
+            metric = "rouge_l" if task.spec.kind == "generation" else "exact_match"
+            likeness = per_example(metric, predictions, references)
             found[name]["quality"][task_name] = round(float(np.mean(likeness)), 4)
     for name, kind in kinds.items():
         times = []
@@ -425,8 +424,8 @@ def main() -> None:
 PARTS: dict[str, Callable[..., None]] = {
     "peers": peers,
     "ingest": ingest,
-    "scale": scale,
     "precision": precision,
+    "scale": scale,
     "overload": overload,
 }
 
