@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 
 from anyio.to_thread import run_sync
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.access import Caller
-from serving.errors import problem_of
+from serving.errors import problem, problem_of
 from serving.sql.keys import Answers, Kept
 from udr.errors import ConfigError, UDRError
 
@@ -38,7 +39,11 @@ class Idempotency:
         if key is None:
             await self.app(scope, receive, send)
             return
-        body = await _body(receive)
+        try:
+            body = await _body(receive)
+        except HTTPException as error:  # too large; no handler of the application stands around this
+            await problem(error.status_code, "too-large", str(error.detail))(scope, receive, send)
+            return
         if body is None:
             return  # the client has gone
         request = b"\n".join((path.encode(), scope["query_string"], body))

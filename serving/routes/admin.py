@@ -21,6 +21,8 @@ router = APIRouter(prefix="/v1", tags=["administration"], dependencies=[Depends(
 @router.post("/keys", status_code=201)
 def create_key(body: KeyBody, parts: Service) -> dict[str, Any]:
     """Make a key; its secret is shown this once."""
+    if body.role == "admin" and body.pools is not None:
+        raise ConfigError("pools: an administrator's key is for all of them; take the role write")
     expires = None if body.days is None else time.time() + 86_400 * body.days
     row, secret = parts.keys.create(body.name, body.role, body.pools, expires)
     return {**_key_json(row), "key": secret}

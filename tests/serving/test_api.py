@@ -196,6 +196,8 @@ def test_a_body_too_large_is_refused_before_it_is_kept(settings: Settings) -> No
     with TestClient(create_app(small)) as client:
         refused(client.post("/v1/pools", content=b"x" * 101), 413, "100 bytes")
         refused(client.post("/v1/pools", content=(b"x" * 60 for _ in range(2))), 413, "100 bytes")
+        twice, keyed = (b"x" * 60 for _ in range(2)), {"idempotency-key": "a"}
+        refused(client.post("/v1/pools", content=twice, headers=keyed), 413, "100 bytes")
 
 
 def test_the_key_is_asked_for_everywhere_but_at_the_probes(settings: Settings) -> None:
