@@ -105,8 +105,8 @@ class Background:
                     finally:
                         self._at_work.discard(job.id)
                     continue
-            except StoreUnavailable as error:
-                _log.warning("jobs", error=str(error))
+            except Exception as error:  # the thread must not end; most often the database is away
+                _warn("jobs", error)
             with self._news:
                 self._news.wait(_IDLE)
 
@@ -180,8 +180,8 @@ class Background:
                     self._answers.forget(now - _DAY)
                     self._audit.shorten(now - self._audit_days * _DAY)
                     tidied = now
-            except StoreUnavailable as error:
-                _log.warning("housekeeping", error=str(error))
+            except Exception as error:  # without its beat this process would lose its jobs to another one
+                _warn("housekeeping", error)
 
     def _tend(self) -> None:
         threads = max(1, (os.cpu_count() or 1) // 2)
@@ -189,10 +189,15 @@ class Background:
             stopping = self._stopping.wait(_TENDED)
             try:
                 self._catalog.tend(0 if stopping else threads)
-            except UDRError as error:  # indexes are made anew from the store, so nothing is lost
-                _log.warning("indexes", error=str(error))
+            except Exception as error:  # indexes are made anew from the store, so nothing is lost
+                _warn("indexes", error)
             if stopping:
                 return
+
+
+def _warn(what: str, error: Exception) -> None:
+    """One line for what was raised on purpose; the place of anything else."""
+    _log.warning(what, error=str(error), exc_info=not isinstance(error, UDRError))
 
 
 class _Stopped(Exception):
