@@ -13,23 +13,22 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from serving.batching import EncodingWorker
+from serving.choosing import Answer, Found, PassedOver, Search, choose
 from serving.pool_index import Encoding, Lexical, fuse
 from serving.retrievers import DENSE, PoolEncoder, Retrievers
 from serving.sql.store import Clash, EncodingRow, PoolRow, RetrieverChanged, Store, Stored, Written
 from udr.errors import ConfigError, ConflictError, DataError, UDRError, UnknownNameError
 from udr.filters import Codebook, Condition
-from udr.live_index import LiveIndex
 from udr.retriever import Retrieved
-from udr.selection import select
 from udr.tasks.spec import TaskSpec
 from udr.types import Demonstration, FloatArray, Hits, Query
 
-__all__ = ["BM25_NAME", "HYBRID", "Answer", "Catalog", "PassedOver", "Pool", "Ranking", "Search"]
+__all__ = ["BM25_NAME", "HYBRID", "Catalog", "Pool", "Ranking"]
 
 BM25_NAME = "bm25"
 HYBRID = "hybrid"  # BM25 and the pool's own retriever together
@@ -47,11 +46,6 @@ class Pool:
     spec: TaskSpec
 
 
-class _Found(NamedTuple):
-    retrieved: Retrieved
-    row: int
-
-
 @dataclass(frozen=True, slots=True)
 class Ranking:
     """What ranks a pool for a request: vectors, words, or both."""
@@ -59,48 +53,6 @@ class Ranking:
     name: str
     encoding: Encoding | None
     lexical: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Search:
-    """What a request asks for beside its queries.
-
-    Args:
-        k: how many demonstrations.
-        conditions: on the metadata.
-        threshold: similarities below it are left out.
-        selection: a name of udr.selection.SELECTIONS; others than top_k choose among the `considered` best.
-        considered: how many those are.
-        without_copies: leave out demonstrations whose input is the query's.
-        passed_over: how many of those not chosen are told of.
-    """
-
-    k: int
-    conditions: Sequence[Condition] = ()
-    threshold: float | None = None
-    selection: str = "top_k"
-    considered: int = 100
-    without_copies: bool = False
-    passed_over: int = 0
-
-    @property
-    def wanted(self) -> int:
-        """How many of the nearest the selection needs."""
-        return self.k if self.selection == "top_k" else max(self.k, self.considered)
-
-
-class PassedOver(NamedTuple):
-    """A near demonstration that was not chosen."""
-
-    retrieved: Retrieved
-    reason: str
-
-
-class Answer(NamedTuple):
-    """The chosen demonstrations of a query, best first, and the nearest of the others."""
-
-    found: list[Retrieved]
-    passed_over: list[PassedOver]
 
 
 class Catalog:
@@ -314,6 +266,7 @@ class Catalog:
             vectors: (n, d) of the queries by the ranking's encoding, if it has one.
             search: what is asked for.
         """
+        index = ranking.encoding.index if ranking.encoding else None
         if ranking.encoding:
             ranking.encoding.follow(self.store, pool.row.seq)
         wide = search.wanted + search.passed_over + _SPARE
@@ -326,7 +279,7 @@ class Catalog:
                 for rank, (row, score) in enumerate(zip(rows, scores, strict=True), 1):
                     if row not in stored:
                         continue
-                    one = _Found(Retrieved(stored[row].demonstration, score, rank), row)
+                    one = Found(Retrieved(stored[row].demonstration, score, rank), row)
                     if search.threshold is not None and score < search.threshold:
                         passed.append(PassedOver(one.retrieved, f"similarity below the threshold {search.threshold}"))
                     elif search.without_copies and stored[row].query_hash == query.content_hash:
@@ -335,7 +288,9 @@ class Catalog:
                         found.append(one)
                 more = rows[-1] >= 0 and (search.threshold is None or scores[-1] >= search.threshold)
                 short |= more and len(found) < search.wanted
-                answers.append(_answer(search, query, found, passed, ranking.encoding))
+                answers.append(
+                    choose(search, query, found, passed, index)
+                )
             if not short:
                 return answers
             wide *= 4  # copies or rows deleted meanwhile took the places
@@ -470,33 +425,3 @@ class Catalog:
             after, found = missing[-1].row, True
             if tell:
                 tell(len(missing))
-
-
-def _answer(
-    search: Search, query: Query, found: Sequence[_Found], passed: list[PassedOver], encoding: Encoding | None
-) -> Answer:
-    chosen = _select(search.selection, query, found[: search.wanted], encoding.index if encoding else None, search.k)
-    if search.passed_over:
-        ranks = {r.rank for r in chosen}
-        reason = (
-            f"not among the {search.k} nearest" if search.selection == "top_k" else f"{search.selection} chose others"
-        )
-        passed = [*passed, *(PassedOver(f.retrieved, reason) for f in found if f.retrieved.rank not in ranks)]
-        passed.sort(key=lambda one: one.retrieved.rank)
-    return Answer(chosen, passed[: search.passed_over])
-
-
-def _select(name: str, query: Query, found: Sequence[_Found], index: LiveIndex | None, k: int) -> list[Retrieved]:
-    hits = [f.retrieved for f in found]
-    if name == "top_k" or not hits:
-        return hits[:k]
-    chosen = select(
-        name,
-        np.array([h.similarity for h in hits], dtype=np.float32),
-        k,
-        vectors=index.vectors([f.row for f in found]) if index else None,
-        labels=[h.demonstration.output for h in hits],
-        query_text=query.input,
-        candidate_texts=[h.demonstration.input for h in hits],
-    )
-    return [hits[i] for i in chosen]

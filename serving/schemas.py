@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints
 
-from serving.catalog import PassedOver
+from serving.choosing import PassedOver
 from serving.sql.jobs import COUNTS, JobRow
 from serving.sql.keys import Role
 from udr.filters import as_text

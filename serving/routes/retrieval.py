@@ -9,7 +9,8 @@ import orjson
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Response
 
-from serving.catalog import Answer, Pool, Ranking, Search
+from serving.catalog import Pool, Ranking
+from serving.choosing import Answer, Search
 from serving.dependencies import By, Parts, Service, too_many, visible
 from serving.loading import check_text
 from serving.schemas import (

@@ -11,7 +11,8 @@ import pytest
 
 import serving.pool_index
 from serving.app import build_parts, close_parts
-from serving.catalog import Catalog, Search
+from serving.catalog import Catalog
+from serving.choosing import Search
 from serving.settings import Settings
 from udr import live_index
 from udr.tasks.spec import TaskSpec
