@@ -288,9 +288,7 @@ class Catalog:
                         found.append(one)
                 more = rows[-1] >= 0 and (search.threshold is None or scores[-1] >= search.threshold)
                 short |= more and len(found) < search.wanted
-                answers.append(
-                    choose(search, query, found, passed, index)
-                )
+                answers.append(choose(search, query, found, passed, index))
             if not short:
                 return answers
             wide *= 4  # copies or rows deleted meanwhile took the places
