@@ -27,6 +27,7 @@ ANSWER_TOKENS = 64  # of a demonstration's answer at most, so that the input is 
 # as the configurations of one or another family name them
 DROPOUT_KEYS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout")
 PADDED_TOKENS = (1024, 65536)  # in one forward pass on a CPU (its caches are small) and on a GPU
+PADDING = (0.2, 1e9)  # to each token of a text: a CPU gains little by larger passes, a GPU much
 
 
 class BiEncoder(nn.Module):
@@ -155,7 +156,8 @@ class BiEncoder(nn.Module):
 
     def embed(self, ids: Sequence[Sequence[int]], tower: nn.Module) -> Tensor:
         """Vectors (n, d) of token-id sequences, with gradients; batches of like length spare the padding."""
-        batches = list(length_batches(ids, PADDED_TOKENS[self.device.type == "cuda"]))
+        on_gpu = self.device.type == "cuda"
+        batches = list(length_batches(ids, PADDED_TOKENS[on_gpu], PADDING[on_gpu]))
         vectors = torch.cat([self._embed_padded([ids[i] for i in batch], tower) for batch in batches])
         place = torch.tensor([i for batch in batches for i in batch], device=vectors.device).argsort()
         return vectors[place]
@@ -213,14 +215,21 @@ class BiEncoder(nn.Module):
         write_json(path / "encoder.json", stated)
 
 
-def length_batches(ids: Sequence[Sequence[int]], tokens: int) -> Iterator[list[int]]:
-    """Positions in batches of similar length and at most `tokens` padded tokens (one longer text alone)."""
+def length_batches(ids: Sequence[Sequence[int]], tokens: int, padding: float) -> Iterator[list[int]]:
+    """Positions in batches of like length: at most `tokens` padded tokens, and `padding` for each token of a text.
+
+    One text may exceed `tokens` alone. Queries of several tasks differ so much in length that padding them all to the
+    longest cost a CPU twice what encoding each alone would.
+    """
     batch: list[int] = []
+    real = 0
     for i in sorted(range(len(ids)), key=lambda i: (-len(ids[i]), i)):
-        if batch and len(ids[batch[0]]) * (len(batch) + 1) > tokens:
+        padded = len(ids[batch[0]]) * (len(batch) + 1) if batch else 0
+        if padded > tokens or padded > (1 + padding) * (real + len(ids[i])):
             yield batch
-            batch = []
+            batch, real = [], 0
         batch.append(i)
+        real += len(ids[i])
     if batch:
         yield batch
 

@@ -15,13 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from udr.encoder import BiEncoder, length_batches
+from udr.encoder import PADDED_TOKENS, PADDING, BiEncoder, length_batches
 from udr.errors import ConfigError, MissingDependencyError
 from udr.types import Demonstration, FloatArray, Query
 
 __all__ = ["OnnxEncoder"]
 
-_PADDED = 2048  # tokens of one pass: more do not pay on a CPU
 _TOLERANCE = 1e-4  # between a number of a hidden state here and in torch; both round in float32
 _INPUTS = ("input_ids", "attention_mask")
 
@@ -83,7 +82,7 @@ class OnnxEncoder:
 
     def _encode(self, ids: Sequence[Sequence[int]], session: Any) -> FloatArray:
         vectors = np.empty((len(ids), self.dim), dtype=np.float32)
-        for batch in length_batches(ids, _PADDED):
+        for batch in length_batches(ids, PADDED_TOKENS[0], PADDING[0]):
             width = max(len(ids[i]) for i in batch)
             tokens = np.zeros((len(batch), width), dtype=np.int64)
             mask = np.zeros((len(batch), width), dtype=np.int64)

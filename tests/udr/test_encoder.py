@@ -158,13 +158,21 @@ def test_the_instruction_is_read_by_the_towers_that_are_asked_to(bert_folder: Pa
         ) is d
 
 
-@given(st.lists(st.integers(1, 50), max_size=20), st.integers(1, 120))
-def test_batches_hold_every_text_once_and_bound_the_padded_tokens(lengths: list[int], tokens: int) -> None:
+@given(st.lists(st.integers(1, 50), max_size=20), st.integers(1, 120), st.floats(0, 2))
+def test_batches_hold_every_text_once_and_bound_the_padded_tokens_and_the_padding(
+    lengths: list[int], tokens: int, padding: float
+) -> None:
     ids = [[0] * n for n in lengths]
-    batches = list(length_batches(ids, tokens))
+    batches = list(length_batches(ids, tokens, padding))
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
     for batch in batches:
-        assert len(batch) == 1 or max(lengths[i] for i in batch) * len(batch) <= tokens
+        padded = max(lengths[i] for i in batch) * len(batch)
+        assert len(batch) == 1 or padded <= tokens
+        assert len(batch) == 1 or padded <= (1 + padding) * sum(lengths[i] for i in batch)
+
+
+def test_texts_of_like_length_pass_together() -> None:
+    assert [len(b) for b in length_batches([[0] * n for n in (10, 40, 9, 11, 38, 10)], 1000, 0.2)] == [2, 4]
 
 
 # towers and files
