@@ -100,6 +100,8 @@ class Gate:
             )
 
     async def _refusal(self, request: Request, limit: int) -> Response | None:
+        if "\x00" in request.url.path or b"%00" in request.scope["query_string"]:
+            return problem(422, "invalid-request", "the address holds NUL, which no name and no database does")
         access: Access = request.app.state.parts.access
         try:
             caller = await access.caller(request.headers.get("authorization"))

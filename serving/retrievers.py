@@ -21,7 +21,7 @@ from udr.types import Demonstration, Encoder, FloatArray, Query
 
 __all__ = ["DENSE", "PoolEncoder", "Precision", "Retrievers", "sentence_encoder"]
 
-Precision = Literal["float32", "int8"]
+Precision = Literal["auto", "float32", "int8"]
 _log = structlog.get_logger("udr.serving")
 
 DENSE = "dense"  # the untrained sentence encoder's name among the retrievers
@@ -87,7 +87,7 @@ class Retrievers:
         folders: trained retrievers by name, as `udr index` writes them.
         threads: of one encoding. Two on busy cores wait for each other: forty times as long for a query, measured
             beside a language model; more than one help bulk loads where cores are idle.
-        precision: of queries.
+        precision: of queries; auto: int8 where the CPU has a unit for it.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Retrievers:
         folders: Mapping[str, Path],
         *,
         threads: int = 1,
-        precision: Precision = "float32",
+        precision: Precision = "auto",
     ) -> None:
         self._makers: dict[str, Callable[[], Encoder]] = {DENSE: dense} if dense else {}
         for name, folder in folders.items():
@@ -189,6 +189,7 @@ def _load_folder(folder: Path) -> Encoder:
 
 def _with_onnx(encoder: Encoder, threads: int, precision: Precision) -> _Loaded:
     """The encoder run by ONNX Runtime where that computes the same; else as it is."""
+    from udr.devices import multiplies_int8
     from udr.encoder import BiEncoder
     from udr.onnx_encoder import OnnxEncoder
 
@@ -196,7 +197,8 @@ def _with_onnx(encoder: Encoder, threads: int, precision: Precision) -> _Loaded:
         return _Loaded(encoder, encoder)
     try:
         exact = OnnxEncoder(encoder, threads=threads)
-        quick = exact if precision == "float32" else OnnxEncoder(encoder, precision="int8", threads=threads)
+        in_int8 = precision == "int8" or (precision == "auto" and multiplies_int8())
+        quick = OnnxEncoder(encoder, precision="int8", threads=threads) if in_int8 else exact
         return _Loaded(exact, quick)
     except UDRError as error:
         _log.warning("torch encodes: ONNX Runtime cannot", error=str(error))

@@ -41,7 +41,7 @@ MetadataValue = StrictBool | int | float | str
 class Body(BaseModel):
     """A JSON object that refuses fields it does not know."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class MediaBody(Body):

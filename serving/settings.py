@@ -44,8 +44,8 @@ class Settings(BaseSettings):
     max_load: int = Field(2_000_000_000, ge=1, description="Bytes of a load's body.")
     max_items: int = Field(1000, ge=1, description="Demonstrations or queries in one request.")
     max_text: int = Field(100_000, ge=1, description="Characters of an input or output.")
-    query_precision: Literal["float32", "int8"] = Field(
-        "float32", description="int8: quicker queries, a little beside their place."
+    query_precision: Literal["auto", "float32", "int8"] = Field(
+        "auto", description="int8: quicker queries, a little beside their place; auto: where the CPU has a unit for it."
     )
     encoder_threads: int = Field(1, ge=1, description="Threads of one encoding; more only where cores are idle.")
     workers: int = Field(1, ge=1, le=64, description="Processes; each holds the indexes that it answers from.")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 
-__all__ = ["choose_device", "fast_dtype"]
+__all__ = ["choose_device", "fast_dtype", "multiplies_int8"]
 
 # of torch's names for what a CPU can do: Intel's and AMD's matrix and vector units, and Arm's
 BFLOAT16_UNITS = ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16")
+INT8_UNITS = ("amx_int8", "avx512_vnni", "avx_vnni")
 
 
 def choose_device(device: str = "auto") -> str:
@@ -26,5 +28,14 @@ def fast_dtype(device: str) -> Literal["bfloat16", "float32"]:
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     if device != "cpu":
         return "bfloat16"
+    return "bfloat16" if _has_any(BFLOAT16_UNITS) else "float32"
+
+
+def multiplies_int8() -> bool:
+    """True where the CPU has a unit for int8; elsewhere products of 8 bits are emulated, and may even saturate."""
+    return _has_any(INT8_UNITS)
+
+
+def _has_any(units: Sequence[str]) -> bool:
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return "bfloat16" if any(capabilities.get(unit) for unit in BFLOAT16_UNITS) else "float32"
+    return any(capabilities.get(unit) for unit in units)

@@ -21,6 +21,7 @@ COUNTS = ("created", "replaced", "unchanged", "refused", "encoded")
 _KEPT = 1000  # errors of lines that a job keeps; all are counted
 _SILENT = 10.0  # seconds after which a process that is not heard of is taken for dead
 _STALE = 3600.0  # seconds after which an upload that did not go on is forgotten
+_DEATHS = 3  # processes that may end at one piece of a job before it is given up: it may be what ends them
 OPEN = ("queued", "running")
 
 Kind = Literal["load", "switch"]
@@ -59,6 +60,7 @@ class JobRow:
     beat: float
     created: float
     finished: float | None
+    deaths: int
 
 
 class Step(NamedTuple):
@@ -93,6 +95,7 @@ def advance(c: sa.Connection, step: Step, **counts: int) -> None:
         "counts": total,
         "errors": [*row.errors, *(list(e) for e in step.refused)][:_KEPT],
         "beat": time.time(),
+        "deaths": 0,  # it goes on, so it is not what ended the processes before
         **({} if step.total is None else {"total": step.total}),
     }
     c.execute(sa.update(job).where(own).values(values))
@@ -142,6 +145,7 @@ class Jobs:
             "errors": [],
             "beat": now,
             "created": now,
+            "deaths": 0,
         }
         with self._database.write() as c:
             if alone:
@@ -207,18 +211,30 @@ class Jobs:
             return [JobRow(*row) for row in c.execute(query if kind is None else query.where(job.c.kind == kind))]
 
     def claim(self, owner: str) -> JobRow | None:
-        """Take the oldest job that waits, or whose process is not heard of any more."""
+        """Take the oldest job that waits, or whose process is not heard of any more.
+
+        One at which several processes in a row ended is given up instead, or it would end them all.
+        """
         now = time.time()
-        free = (job.c.state == "queued") | ((job.c.state == "running") & (job.c.beat < now - _SILENT))
+        lost = (job.c.state == "running") & (job.c.beat < now - _SILENT)
+        free = (job.c.state == "queued") | lost
         with self._database.read(fresh=True) as c:  # most often there is none, and no lock is needed to see that
             if c.execute(sa.select(job.c.id).where(free).limit(1)).first() is None:
                 return None
-        first = sa.select(job.c.id).where(free).order_by(job.c.created).limit(1).with_for_update(skip_locked=True)
+        first = sa.select(job.c.id, job.c.state, job.c.deaths).where(free).order_by(job.c.created).limit(1)
         with self._database.write() as c:
-            found = c.execute(first).scalar_one_or_none()
+            found = c.execute(first.with_for_update(skip_locked=True)).one_or_none()
             if found is None:
                 return None
-            taken = sa.update(job).where(job.c.id == found).values(state="running", owner=owner, beat=now)
+            deaths = found.deaths + (found.state == "running")
+            if deaths >= _DEATHS:
+                error = f"{deaths} processes in a row ended at it; the service's log may say why"
+                ended = {"state": "failed", "error": error, "deaths": deaths, "finished": now}
+                c.execute(sa.update(job).where(job.c.id == found.id).values(ended))
+                c.execute(sa.delete(job_part).where(job_part.c.job_id == found.id))
+                return None
+            values = {"state": "running", "owner": owner, "beat": now, "deaths": deaths}
+            taken = sa.update(job).where(job.c.id == found.id).values(values)
             return JobRow(*c.execute(taken.returning(*job.c)).one())
 
     def beat(self, owner: str, jobs: Sequence[str]) -> None:

@@ -168,6 +168,7 @@ job = Table(
     Column("beat", Float, nullable=False),  # when it was last heard of
     Column("created", Float, nullable=False),
     Column("finished", Float),
+    Column("deaths", Integer, nullable=False),  # processes in a row that ended at it
     UniqueConstraint("pool_id", "key"),
     Index("job_by_state", "state", "created"),
 )

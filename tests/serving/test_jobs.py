@@ -12,6 +12,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 import serving.loading
+import serving.sql.jobs
 from serving.app import create_app
 from serving.settings import Settings
 from serving.sql.jobs import JobLost, Jobs, LineError, Step
@@ -144,3 +145,38 @@ def test_a_job_lost_to_another_process_writes_nothing_more(store: Store) -> None
     other = Demonstration("k", "another", "y")
     store.write(pool, [other], {}, clash="skip", step=step._replace(owner="two", refused=()))
     assert jobs.get(job.id).errors[-1][0] == 2
+
+
+def test_a_job_that_ends_every_process_is_given_up(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = Jobs(store.database)
+    job = jobs.create(store.create_pool("a", {}).id, "load", {})
+    jobs.add_part(job.id, 0, b"what ends them")
+    monkeypatch.setattr(serving.sql.jobs, "_SILENT", -1.0)  # every process that is at a job is taken for dead at once
+    assert [jobs.claim(owner) is not None for owner in ("one", "two", "three", "four", "five")] == [True] * 3 + [
+        False
+    ] * 2
+    given_up = jobs.get(job.id)
+    assert given_up.state == "failed"
+    assert "3 processes" in str(given_up.error)
+    assert list(jobs.parts(job.id)) == []
+
+
+def test_a_job_that_goes_on_may_lose_many_processes(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = Jobs(store.database)
+    job = jobs.create(store.create_pool("a", {}).id, "load", {})
+    monkeypatch.setattr(serving.sql.jobs, "_SILENT", -1.0)
+    for n in range(6):
+        assert jobs.claim(str(n)) is not None
+        jobs.advance(Step(job.id, str(n), n, n, n))
+
+
+def test_a_parquet_file_that_unpacks_to_much_is_refused_unread(
+    client: TestClient, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving.loading, "_GROUP", 100_000)
+    file = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([{"input": "a" * 1000, "output": "y"}] * 1000), file, use_dictionary=False)
+    assert len(file.getvalue()) < 100_000  # a hundredth of what it says it holds
+    job = finished(client, client.post(place, content=file.getvalue(), headers=PARQUET), "failed")
+    assert "row group" in job["error"]
+    assert stored(client) == {}

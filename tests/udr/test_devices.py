@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from udr.devices import choose_device, fast_dtype
+from udr.devices import choose_device, fast_dtype, multiplies_int8
 from udr.encoder import build_encoder, load_encoder
 
 
@@ -26,6 +26,14 @@ def test_a_cpu_that_would_emulate_bfloat16_gets_float32(monkeypatch: pytest.Monk
     assert fast_dtype("cpu") == "float32"
     monkeypatch.delattr(torch.cpu, "get_capabilities")
     assert fast_dtype("cpu") == "float32"
+
+
+@pytest.mark.parametrize("unit", ["amx_int8", "avx512_vnni", "avx_vnni"])
+def test_int8_is_for_a_cpu_with_a_unit_for_it(monkeypatch: pytest.MonkeyPatch, unit: str) -> None:
+    pretend(monkeypatch, **{unit: True})
+    assert multiplies_int8()
+    pretend(monkeypatch, avx2=True, **{unit: False})
+    assert not multiplies_int8()
 
 
 def test_a_gpu_that_emulates_bfloat16_gets_float32(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,95 @@
+"""What nobody should send: one clear line each; nothing is fetched or written elsewhere, and the service goes on."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+JSON = {"content-type": "application/json"}
+
+
+@pytest.fixture
+def pool(client: TestClient) -> str:
+    client.post("/v1/pools", json={"name": "p"})
+    body = {"demonstrations": [{"id": "a", "input": "one fish", "output": "y"}]}
+    assert client.post("/v1/pools/p/demonstrations", json=body).status_code == 201
+    return "/v1/pools/p"
+
+
+def one_line(answer: Any, *statuses: int) -> None:
+    assert answer.status_code in statuses, answer.text
+    assert "\n" not in answer.json()["detail"]
+
+
+BODIES = {
+    "open": b"[" * 200_000,
+    "deep list": b'{"pool": "p", "queries": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    "deep object": b'{"pool": "p", "where": ' + b'{"a":' * 100_000 + b"1" + b"}" * 100_000 + b"}",
+    "digits": b'{"pool": "p", "queries": ["x"], "k": ' + b"9" * 10_000 + b"}",
+    "1e400": b'{"pool": "p", "queries": ["x"], "k": 1e400}',
+    "NaN": b'{"pool": "p", "queries": ["x"], "threshold": NaN}',
+    "-1e999": b'{"pool": "p", "queries": ["x"], "threshold": -1e999}',
+    "no UTF-8": b'{"pool": "p", "queries": ["\xff\xfe"]}',
+    "surrogate": b'{"pool": "p", "queries": ["\\ud800"]}',
+    "NUL": b'{"pool": "p", "queries": ["a\\u0000b"]}',
+    "gzip": gzip.compress(b'{"pool": "p", "queries": ["' + b"x" * 5_000_000 + b'"]}'),
+    "none": b"",
+}
+
+
+@pytest.mark.parametrize("raw", BODIES.values(), ids=BODIES)
+def test_a_body_that_is_no_request_is_refused(client: TestClient, pool: str, raw: bytes) -> None:
+    headers = {**JSON, "content-encoding": "gzip"} if raw[:2] == b"\x1f\x8b" else JSON
+    one_line(client.post("/v1/retrieve", content=raw, headers=headers), 400, 422)
+    assert client.get(pool).json()["demonstrations"] == 1
+
+
+@pytest.mark.parametrize("name", ["../etc", "..", ".", "a/b", "a\\b", "a\x00b", "~", "C:", "x" * 1000, "a b", ""])
+def test_a_name_that_could_be_a_path_is_no_pool(client: TestClient, name: str, tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    one_line(client.post("/v1/pools", json={"name": name}), 422)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/v1/pools/..%2f..%2fetc%2fpasswd", "/v1/jobs/..%2f..%2fx", "/v1/pools/%00", "/v1/pools?after=%00", "/..%2fetc"],
+)
+def test_a_path_that_leaves_the_service_leads_nowhere(client: TestClient, path: str) -> None:
+    assert client.get(path).status_code in (404, 422)
+
+
+@pytest.mark.parametrize("retriever", ["../../etc", "/etc/passwd", "http://127.0.0.1/x"])
+def test_a_retriever_is_a_name_and_never_an_address(client: TestClient, pool: str, retriever: str) -> None:
+    one_line(client.put(f"{pool}/retriever", json={"retriever": retriever}), 404, 422)
+    one_line(client.post("/v1/retrieve", json={"pool": "p", "queries": ["x"], "retriever": retriever}), 404, 422)
+    tokenizer = {"pool": "p", "queries": ["x"], "budget": 50, "tokenizer": retriever}
+    one_line(client.post("/v1/prompt", json=tokenizer), 404, 422)
+
+
+def test_the_address_of_a_medium_is_kept_and_not_fetched(
+    client: TestClient, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the service opened a connection")
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    media = [{"kind": "image", "uri": "http://169.254.169.254/latest/meta-data"}]
+    row = {"id": "m", "input": "a picture", "output": "y", "media": media}
+    assert client.post(f"{pool}/demonstrations", json={"demonstrations": [row]}).status_code == 201
+    assert client.get(f"{pool}/demonstrations/m").json()["media"] == media
+    asked = {"pool": "p", "queries": [{"input": "a picture", "media": media}]}
+    assert client.post("/v1/retrieve", json=asked).status_code == 200
+
+
+def test_a_pickle_is_no_payload(client: TestClient, pool: str) -> None:
+    pickled = b"\x80\x04\x95" + json.dumps({"input": "a"}).encode()
+    one_line(
+        client.post(f"{pool}/load", content=pickled, headers={"content-type": "application/octet-stream"}), 415, 422
+    )
