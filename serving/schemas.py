@@ -19,6 +19,8 @@ from udr.types import Demonstration, Media, Prompt, Query
 __all__ = [
     "AddBody",
     "DemonstrationBody",
+    "FittedBody",
+    "FrontBody",
     "KeyBody",
     "PoolBody",
     "PromptAnswer",
@@ -129,11 +131,9 @@ class QueryBody(Body):
         return Query(f"query-{number}", self.input, tuple(self.choices), media)
 
 
-class RetrieveBody(Body):
-    """What to retrieve for one or many queries."""
+class ChoiceBody(Body):
+    """How demonstrations are chosen."""
 
-    pool: str
-    queries: list[QueryBody | str] = Field(min_length=1)
     k: int = Field(8, ge=1, le=1000)
     retriever: str = Field(
         "", description="Empty: the pool's own. bm25, hybrid (both), or the one that answered before a switch."
@@ -143,6 +143,22 @@ class RetrieveBody(Body):
     selection: Literal[tuple(SELECTIONS)] = "top_k"  # type: ignore[valid-type]
     considered: int = Field(100, ge=1, le=1000, description="Nearest ones that other selections choose among.")
     without_copies: bool = Field(False, description="Leave out demonstrations whose input is the query's.")
+
+
+class FittedBody(ChoiceBody):
+    """How demonstrations are chosen, and how much of them fits the prompt."""
+
+    tokenizer: str = Field("bytes", description="Whose tokens the budget counts; bytes: no more tokens than that.")
+    budget: int = Field(2048, ge=1, description="Tokens of the prompt and of `reserve`.")
+    reserve: int = Field(0, ge=0, description="Tokens kept for the answer.")
+    order: Literal[tuple(ORDERS)] = "ascending"  # type: ignore[valid-type]
+
+
+class RetrieveBody(ChoiceBody):
+    """What to retrieve for one or many queries."""
+
+    pool: str
+    queries: list[QueryBody | str] = Field(min_length=1)
     explain: bool = Field(False, description="Tell of the nearest ones that were not chosen, and why.")
 
     def parsed_queries(self) -> list[Query]:
@@ -152,13 +168,17 @@ class RetrieveBody(Body):
         ]
 
 
-class PromptBody(RetrieveBody):
+class PromptBody(RetrieveBody, FittedBody):
     """What to retrieve, and how much of it fits the prompt."""
 
-    tokenizer: str = Field("bytes", description="Whose tokens the budget counts; bytes: no more tokens than that.")
-    budget: int = Field(2048, ge=1, description="Tokens of the prompt and of `reserve`.")
-    reserve: int = Field(0, ge=0, description="Tokens kept for the answer.")
-    order: Literal[tuple(ORDERS)] = "ascending"  # type: ignore[valid-type]
+
+class FrontBody(FittedBody):
+    """How requests that go through to the LLM server get a pool's demonstrations."""
+
+    style: Literal["turns", "text"] = Field(
+        "turns", description="turns: each demonstration is a turn of the chat; text: all stand in the user's message."
+    )
+    budget: int = Field(8192, ge=1, description="Tokens of demonstrations and query together, and of `reserve`.")
 
 
 # answers, as the OpenAPI schema states them

@@ -1,0 +1,84 @@
+"""From a request to its demonstrations and prompts: the path that retrieval, prompts and the OpenAI front share."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import NamedTuple
+
+from anyio.to_thread import run_sync
+
+from serving.access import Caller
+from serving.catalog import Pool, Ranking
+from serving.choosing import Answer, Search
+from serving.dependencies import Parts, too_many, visible
+from serving.loading import check_text
+from serving.schemas import FittedBody, RetrieveBody
+from udr.filters import parse_filter
+from udr.retriever import arranged_prompt
+from udr.types import FloatArray, Prompt, Query
+
+__all__ = ["Retrieval", "fit", "retrieve"]
+
+_TOLD = 10  # demonstrations not chosen that `explain` tells of
+
+
+class Retrieval(NamedTuple):
+    """What was found for the queries of a request."""
+
+    pool: Pool
+    ranking: Ranking
+    queries: list[Query]
+    cut: list[int]
+    answers: list[Answer]
+
+
+async def retrieve(body: RetrieveBody, parts: Parts, caller: Caller, k: int) -> Retrieval:
+    """Find the `k` demonstrations that suit each query, whatever number the body asks for.
+
+    Raises:
+        UDRError: as the parts of the service do.
+        HTTPException: there are too many queries.
+    """
+    too_many("queries", len(body.queries), parts.settings.max_items)
+    queries = body.parsed_queries()
+    for i, query in enumerate(queries):
+        check_text(query.input, f"queries.{i}", parts.settings.max_text)
+    search = Search(
+        k,
+        parse_filter(body.where),
+        body.threshold,
+        body.selection,
+        body.considered,
+        body.without_copies,
+        _TOLD if body.explain else 0,
+    )
+
+    def look_up() -> tuple[Pool, Ranking]:
+        pool = parts.catalog.pool(visible(caller, body.pool))
+        return pool, parts.catalog.rank_by(pool, body.retriever)
+
+    pool, ranking = await run_sync(look_up)
+    vectors: FloatArray | None = None
+    cut = [0] * len(queries)
+    if ranking.encoding:
+        encoder = ranking.encoding.encoder
+        vectors = await asyncio.wrap_future(parts.worker.encode_queries(encoder, queries))
+        cut = encoder.tokens_cut(queries)
+    answers = await run_sync(parts.catalog.retrieve, pool, ranking, queries, vectors, search)
+    return Retrieval(pool, ranking, queries, cut, answers)
+
+
+def fit(body: FittedBody, parts: Parts, made: Retrieval) -> list[Prompt]:
+    """The finished prompt of each query.
+
+    Raises:
+        PromptTooLong: a query alone exceeds the budget.
+        UnknownNameError: no such tokenizer.
+    """
+    tokenizer = parts.tokenizers.get(body.tokenizer)
+    return [
+        arranged_prompt(
+            made.pool.spec, query, found, tokenizer, body.budget, k=body.k, reserve=body.reserve, arrange=body.order
+        )
+        for query, (found, _) in zip(made.queries, made.answers, strict=True)
+    ]
