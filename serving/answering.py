@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from anyio.to_thread import run_sync
@@ -12,12 +13,13 @@ from serving.catalog import Pool, Ranking
 from serving.choosing import Answer, Search
 from serving.dependencies import Parts, too_many, visible
 from serving.loading import check_text
+from serving.retrievers import PoolEncoder
 from serving.schemas import FittedBody, RetrieveBody
 from udr.filters import parse_filter
 from udr.retriever import arranged_prompt
 from udr.types import FloatArray, Prompt, Query
 
-__all__ = ["Retrieval", "fit", "retrieve"]
+__all__ = ["Retrieval", "encode", "fit", "retrieve"]
 
 _TOLD = 10  # demonstrations not chosen that `explain` tells of
 
@@ -30,6 +32,16 @@ class Retrieval(NamedTuple):
     queries: list[Query]
     cut: list[int]
     answers: list[Answer]
+
+
+async def encode(parts: Parts, encoder: PoolEncoder, queries: Sequence[Query]) -> tuple[FloatArray, list[int]]:
+    """Vectors of queries (n, d), and the tokens of each (n,) that the encoder left out.
+
+    Raises:
+        Overloaded: too many wait.
+    """
+    vectors = await asyncio.wrap_future(parts.worker.encode_queries(encoder, queries))
+    return vectors, encoder.tokens_cut(queries)
 
 
 async def retrieve(body: RetrieveBody, parts: Parts, caller: Caller, k: int) -> Retrieval:
@@ -61,9 +73,7 @@ async def retrieve(body: RetrieveBody, parts: Parts, caller: Caller, k: int) -> 
     vectors: FloatArray | None = None
     cut = [0] * len(queries)
     if ranking.encoding:
-        encoder = ranking.encoding.encoder
-        vectors = await asyncio.wrap_future(parts.worker.encode_queries(encoder, queries))
-        cut = encoder.tokens_cut(queries)
+        vectors, cut = await encode(parts, ranking.encoding.encoder, queries)
     answers = await run_sync(parts.catalog.retrieve, pool, ranking, queries, vectors, search)
     return Retrieval(pool, ranking, queries, cut, answers)
 

@@ -22,7 +22,7 @@ from serving.errors import PROBLEMS, add_error_handlers
 from serving.idempotency import Idempotency
 from serving.middleware import Gate
 from serving.retrievers import Retrievers, sentence_encoder
-from serving.routes import admin, jobs, operations, pools, retrieval
+from serving.routes import admin, jobs, openai, operations, pools, retrieval
 from serving.settings import Settings, packaged_encoder
 from serving.sql.audit import AuditLog
 from serving.sql.database import open_database
@@ -31,6 +31,7 @@ from serving.sql.keys import Answers, Keys
 from serving.sql.store import Store
 from serving.tokenizers import Tokenizers
 from serving.tracing import Tracing
+from serving.upstream import Upstream
 from udr.errors import ConfigError
 
 __all__ = ["build_parts", "close_parts", "create_app", "serve"]
@@ -82,6 +83,9 @@ def build_parts(settings: Settings) -> Parts:
         audit=audit,
         jobs=waiting,
         background=background,
+        upstream=Upstream(settings.upstream, settings.upstream_key, settings.upstream_timeout)
+        if settings.upstream
+        else None,
     )
 
 
@@ -97,6 +101,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         try:
             yield
         finally:
+            if parts.upstream:
+                await parts.upstream.close()
             await run_sync(close_parts, parts)
             if tracing:
                 await run_sync(tracing.close)
@@ -107,7 +113,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         responses=PROBLEMS,
     )
-    for module in (pools, retrieval, jobs, admin, operations):
+    for module in (pools, retrieval, openai, jobs, admin, operations):
         app.include_router(module.router)
     add_error_handlers(app)
     app.add_middleware(Idempotency)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,14 +91,18 @@ class Catalog:
 
     # -- pools
 
-    def create(self, spec: TaskSpec) -> Pool:
+    def create(self, spec: TaskSpec, front: Mapping[str, Any] | None = None) -> Pool:
         """Make an empty pool, which answers by the sentence encoder if there is one, else by BM25.
+
+        Args:
+            spec: the task.
+            front: how requests to the LLM server get its demonstrations; None: as usual.
 
         Raises:
             ConflictError: the name is taken.
             QuotaExceeded: there are as many pools as there may be.
         """
-        row = self.store.create_pool(spec.name, spec.model_dump(mode="json"), self.max_pools)
+        row = self.store.create_pool(spec.name, spec.model_dump(mode="json"), self.max_pools, front)
         if DENSE in self.retrievers.names:
             self.become(Pool(row, spec), DENSE)
         return self.pool(spec.name, fresh=True)
@@ -138,6 +142,7 @@ class Catalog:
             "encodings": [
                 {"retriever": e.retriever, "fingerprint": e.fingerprint, "state": e.state} for e in encodings
             ],
+            "front": pool.row.front,
             "seq": pool.row.seq,
             "created": pool.row.created,
         }

@@ -20,6 +20,7 @@ from serving.sql.database import Database
 from serving.sql.jobs import Jobs
 from serving.sql.keys import Answers, Keys, Role
 from serving.tokenizers import Tokenizers
+from serving.upstream import Upstream
 from udr.errors import NotFoundError
 
 __all__ = ["AnyPool", "By", "Parts", "Service", "needs", "too_many", "visible"]
@@ -40,6 +41,7 @@ class Parts:
     audit: AuditLog
     jobs: Jobs
     background: Background
+    upstream: Upstream | None
 
 
 async def _parts(request: Request) -> Parts:

@@ -25,6 +25,7 @@ Precision = Literal["auto", "float32", "int8"]
 _log = structlog.get_logger("udr.serving")
 
 DENSE = "dense"  # the untrained sentence encoder's name among the retrievers
+_PLAIN = TaskSpec(name="plain", family="custom", kind="generation", metric="rouge_l")
 _ASKED = 2000  # demonstrations of a pool that decide the share of each encoder
 
 
@@ -147,6 +148,18 @@ class Retrievers:
             return PoolEncoder(untrained.encoder, spec, inputs_only=True, quick=untrained.quick), [a, b]
         exact, quick = (MixedEncoder(t, u, a, b) for t, u in zip(trained, untrained, strict=True))
         return PoolEncoder(exact, spec, quick=quick), [a, b]
+
+    def plain(self, name: str) -> PoolEncoder:
+        """A retriever as an encoder of plain texts that belong to no task.
+
+        Raises:
+            UnknownNameError: no such retriever.
+            ArtifactError: its files are damaged.
+        """
+        if name not in self._makers:
+            raise UnknownNameError("retriever", name, self._makers)
+        own = self._load(name, self._makers[name])
+        return PoolEncoder(own.encoder, _PLAIN, inputs_only=True, quick=own.quick)
 
     def _load(self, name: str, make: Callable[[], Encoder]) -> _Loaded:
         with self._loading:

@@ -11,13 +11,14 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints
 from serving.choosing import PassedOver
 from serving.sql.jobs import COUNTS, JobRow
 from serving.sql.keys import Role
-from udr.filters import as_text
+from udr.filters import as_text, parse_filter
 from udr.retriever import Retrieved
 from udr.selection import ORDERS, SELECTIONS
 from udr.types import Demonstration, Media, Prompt, Query
 
 __all__ = [
     "AddBody",
+    "Body",
     "DemonstrationBody",
     "FittedBody",
     "FrontBody",
@@ -81,19 +82,6 @@ class DemonstrationBody(Body):
 
 
 PoolName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=128)]
-
-
-class PoolBody(Body):
-    """A pool and its task; words left out are those of a plain task: input, tab, output."""
-
-    name: PoolName
-    task: dict[str, Any] = Field({}, description="Fields of a task file: instruction, template, verbaliser, …")
-
-    def spec(self) -> dict[str, Any]:
-        """The fields of a TaskSpec."""
-        kind = self.task.get("kind") or ("classification" if self.task.get("verbaliser") else "generation")
-        metric = "accuracy" if kind != "generation" else "rouge_l"
-        return {"family": "custom", "kind": kind, "metric": metric, **self.task, "name": self.name}
 
 
 class AddBody(Body):
@@ -179,6 +167,29 @@ class FrontBody(FittedBody):
         "turns", description="turns: each demonstration is a turn of the chat; text: all stand in the user's message."
     )
     budget: int = Field(8192, ge=1, description="Tokens of demonstrations and query together, and of `reserve`.")
+
+    def checked(self) -> dict[str, Any]:
+        """What was stated of it, to be kept with a pool.
+
+        Raises:
+            ConfigError: conditions that no metadata can meet.
+        """
+        parse_filter(self.where)
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+class PoolBody(Body):
+    """A pool and its task; words left out are those of a plain task: input, tab, output."""
+
+    name: PoolName
+    task: dict[str, Any] = Field({}, description="Fields of a task file: instruction, template, verbaliser, …")
+    front: FrontBody | None = Field(None, description="How requests to the LLM server get its demonstrations.")
+
+    def spec(self) -> dict[str, Any]:
+        """The fields of a TaskSpec."""
+        kind = self.task.get("kind") or ("classification" if self.task.get("verbaliser") else "generation")
+        metric = "accuracy" if kind != "generation" else "rouge_l"
+        return {"family": "custom", "kind": kind, "metric": metric, **self.task, "name": self.name}
 
 
 # answers, as the OpenAPI schema states them

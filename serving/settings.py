@@ -51,6 +51,15 @@ class Settings(BaseSettings):
     workers: int = Field(1, ge=1, le=64, description="Processes; each holds the indexes that it answers from.")
     max_in_flight: int = Field(512, ge=1, description="Requests worked on by a process before new ones get 429.")
     max_waiting: int = Field(1024, ge=1, description="Queries waiting to be encoded before new ones get 429.")
+    upstream: str = Field(
+        "", description="LLM server behind /v1/chat/completions and /v1/completions, as http://HOST:PORT; empty: none."
+    )
+    upstream_key: str = Field(
+        "", description="Key that the LLM server wants; empty: the caller's own, where this service asks for none."
+    )
+    upstream_timeout: float = Field(
+        600, gt=0, description="Seconds that the LLM server may be silent before its request is given up."
+    )
     traces: str = Field("", description="OpenTelemetry collector (OTLP over HTTP) that spans go to; empty: none.")
     audit_days: float = Field(365, gt=0, description="Days for which changes are remembered.")
 

@@ -17,7 +17,9 @@
     ├── ConflictError            a name that is taken, or a state that does not allow what is asked
     ├── QuotaExceeded            more than this service keeps
     ├── Overloaded               more work waits than can be done soon; try again later
-    └── StoreUnavailable         the database cannot be reached or written
+    ├── StoreUnavailable         the database cannot be reached or written
+    └── UpstreamUnavailable      the LLM server behind the service cannot be reached
+        └── UpstreamTimeout      it does not answer in time
 
     UDRWarning                   the work goes on, and its result may not be what was hoped for
 """
@@ -46,6 +48,8 @@ __all__ = [
     "UDRError",
     "UDRWarning",
     "UnknownNameError",
+    "UpstreamTimeout",
+    "UpstreamUnavailable",
 ]
 
 
@@ -135,6 +139,14 @@ class Overloaded(UDRError):
 
 class StoreUnavailable(UDRError):
     """The database cannot be reached or written."""
+
+
+class UpstreamUnavailable(UDRError):
+    """The LLM server behind the service cannot be reached."""
+
+
+class UpstreamTimeout(UpstreamUnavailable):
+    """The LLM server behind the service does not answer in time."""
 
 
 class UDRWarning(UserWarning):

@@ -13,7 +13,15 @@ from serving.catalog import Pool
 from serving.dependencies import AnyPool, By, Parts, Service, needs, too_many
 from serving.loading import check_demonstration
 from serving.routes.paging import Cursor, Limit, next_page, open_cursor
-from serving.schemas import AddBody, DemonstrationBody, PoolBody, SwitchBody, demonstration_json, job_json
+from serving.schemas import (
+    AddBody,
+    DemonstrationBody,
+    FrontBody,
+    PoolBody,
+    SwitchBody,
+    demonstration_json,
+    job_json,
+)
 from udr.errors import ConfigError, NotFoundError, UnknownNameError
 from udr.filters import parse_filter
 from udr.tasks.spec import TaskSpec
@@ -30,7 +38,7 @@ _WRITES, _RULES = [Depends(needs("write"))], [Depends(needs("admin"))]
 def create_pool(body: PoolBody, parts: Service) -> dict[str, Any]:
     """Make an empty pool."""
     spec = TaskSpec.parse(body.spec(), "task")
-    return describe_pool(parts.catalog.create(spec), parts)
+    return describe_pool(parts.catalog.create(spec, body.front.checked() if body.front else None), parts)
 
 
 @router.get("")
@@ -53,6 +61,13 @@ def delete_pool(pool: AnyPool, parts: Service) -> Response:
     """Forget a pool and all its demonstrations."""
     parts.catalog.delete(pool)
     return Response(status_code=204)
+
+
+@router.put("/{name}/front", dependencies=_RULES)
+def set_front(pool: AnyPool, body: FrontBody, parts: Service) -> dict[str, Any]:
+    """Say how requests that go through to the LLM server get this pool's demonstrations."""
+    parts.catalog.store.set_front(pool.row.id, body.checked())
+    return describe_pool(parts.catalog.pool_of(pool.row.id), parts)
 
 
 @router.put("/{name}/retriever", status_code=202, dependencies=_WRITES)

@@ -42,6 +42,7 @@ class PoolRow:
     active: int | None
     previous: int | None
     created: float
+    front: Mapping[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +99,15 @@ class Store:
 
     # -- pools
 
-    def create_pool(self, name: str, spec: Mapping[str, Any], limit: int = 0) -> PoolRow:
+    def create_pool(
+        self, name: str, spec: Mapping[str, Any], limit: int = 0, front: Mapping[str, Any] | None = None
+    ) -> PoolRow:
         """Make an empty pool.
 
         Args:
             name: unlike all others.
             spec: of its task.
+            front: how requests to the LLM server get its demonstrations; None: as usual.
             limit: pools that there may be; 0: any number.
 
         Raises:
@@ -115,6 +119,7 @@ class Store:
                 raise QuotaExceeded(f"there are {limit} pools, as many as this service keeps; delete one")
             try:
                 values = {"name": name, "spec": dict(spec), "seq": 0, "size": 0, "created": time.time()}
+                values["front"] = None if front is None else dict(front)
                 row = c.execute(sa.insert(pool).values(values).returning(*pool.c)).one()
             except IntegrityError:
                 raise ConflictError(f"pool {name!r} exists already") from None
@@ -156,6 +161,19 @@ class Store:
         with self._read() as c:
             rows = c.execute(query if among is None else query.where(pool.c.name.in_(among))).all()
         return [PoolRow(*row) for row in rows]
+
+    def set_front(self, pool_id: int, front: Mapping[str, Any]) -> None:
+        """Say how requests to the LLM server get the pool's demonstrations.
+
+        Raises:
+            NotFoundError: the pool was deleted.
+        """
+        with self._write() as c:
+            changed = sa.update(pool).where(pool.c.id == pool_id).values(front=dict(front)).returning(pool.c.name)
+            name = c.execute(changed).scalar_one_or_none()
+            if name is None:
+                raise NotFoundError("the pool was deleted")
+            record(c, "pool.front", name)
 
     def delete_pool(self, pool_id: int) -> None:
         """Forget a pool and all that belongs to it."""

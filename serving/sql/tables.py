@@ -88,6 +88,7 @@ pool = Table(
     Column("active", BigInteger),  # the encoding that answers
     Column("previous", BigInteger),  # the one before, for a roll-back
     Column("created", Float, nullable=False),  # seconds since 1970
+    Column("front", JSON(none_as_null=True)),  # how requests to the LLM server get its demonstrations; null: as usual
     sqlite_autoincrement=True,
 )
 

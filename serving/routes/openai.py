@@ -1,0 +1,181 @@
+"""The OpenAI-compatible front: demonstrations are put into requests that go through to an LLM server; embeddings."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+from urllib.parse import quote
+
+import numpy as np
+import orjson
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, Request, Response
+from pydantic import Field
+
+from serving.answering import encode, fit, retrieve
+from serving.catalog import Pool
+from serving.dependencies import By, Parts, Service, too_many, visible
+from serving.errors import OPENAI_PROBLEMS
+from serving.front import (
+    FIELD,
+    addressed,
+    chat_query,
+    completion_queries,
+    front_of,
+    with_prompts,
+    with_text,
+    with_turns,
+)
+from serving.loading import check_text
+from serving.retrievers import PoolEncoder
+from serving.schemas import Body, FrontBody, RetrieveBody
+from serving.upstream import Relay, Upstream
+from udr.errors import ConfigError, NotFoundError
+from udr.retriever import SPARES
+from udr.types import Prompt, Query
+
+__all__ = ["router"]
+
+router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=OPENAI_PROBLEMS)
+POOL_HEADER = "x-udr-pool"
+_TOLD = 4096  # characters of the ids that are told in a header
+_ANY = {"requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}}
+
+
+@router.post("/chat/completions", openapi_extra=_ANY, response_class=Response)
+async def chat(request: Request, parts: Service, caller: By) -> Response:
+    """As the LLM server's, with `model` as `POOL@MODEL`; a field `udr` replaces settings of the pool's front."""
+    upstream, body = _upstream(parts), await _json(request)
+    to, own = addressed(body, request.headers.get(POOL_HEADER)), body.pop(FIELD, None)
+    told: list[tuple[bytes, bytes]] = []
+    if to.pool:
+        front = front_of(await _kept(parts, caller, to.pool), own)
+        pool, (prompt,) = await _prompts(parts, caller, to.pool, front, [chat_query(body)])
+        body = with_turns(body, pool.spec, prompt) if front.style == "turns" else with_text(body, prompt)
+        told = _told(pool, [prompt])
+    return _relay(upstream, request, parts, {**body, "model": to.model}, told)
+
+
+@router.post("/completions", openapi_extra=_ANY, response_class=Response)
+async def complete(request: Request, parts: Service, caller: By) -> Response:
+    """As the LLM server's; a prompt is a query, and what goes on is the finished prompt."""
+    upstream, body = _upstream(parts), await _json(request)
+    to, own = addressed(body, request.headers.get(POOL_HEADER)), body.pop(FIELD, None)
+    told: list[tuple[bytes, bytes]] = []
+    if to.pool:
+        front = front_of(await _kept(parts, caller, to.pool), own)
+        pool, prompts = await _prompts(parts, caller, to.pool, front, completion_queries(body))
+        body, told = with_prompts(body, prompts), _told(pool, prompts)
+    return _relay(upstream, request, parts, {**body, "model": to.model}, told)
+
+
+@router.get("/models")
+async def models(request: Request, parts: Service, caller: By) -> dict[str, Any]:
+    """The LLM server's models, each also behind every pool that the caller may read."""
+    rows = await _upstream(parts).models(_headers(request, parts))
+    pools = await run_sync(lambda: parts.catalog.store.pools("", parts.settings.max_items, caller.pools))
+    return {"object": "list", "data": [*rows, *({**r, "id": f"{p.name}@{r['id']}"} for p in pools for r in rows)]}
+
+
+class EmbeddingsBody(Body):
+    """Texts that are to become vectors."""
+
+    input: str | Annotated[list[str], Field(min_length=1)]
+    model: str = Field(description="A retriever (GET /v1/retrievers), or POOL@ for queries of a pool under its own.")
+    encoding_format: Literal["float", "base64"] = "float"
+    user: str = ""
+
+
+@router.post("/embeddings")
+async def embed(body: EmbeddingsBody, parts: Service, caller: By) -> Response:
+    """Vectors of texts as queries, in OpenAI's form."""
+    texts = [body.input] if isinstance(body.input, str) else body.input
+    too_many("inputs", len(texts), parts.settings.max_items)
+    for i, text in enumerate(texts):
+        check_text(text, f"input.{i}", parts.settings.max_text)
+    encoder = await run_sync(_encoder, parts, caller, body.model)
+    vectors, cut = await encode(parts, encoder, [Query(f"input-{i}", text) for i, text in enumerate(texts)])
+    raw = np.ascontiguousarray(vectors, dtype="<f4")
+    data = [
+        {
+            "object": "embedding",
+            "index": i,
+            "embedding": base64.b64encode(v.tobytes()).decode() if body.encoding_format == "base64" else v.tolist(),
+        }
+        for i, v in enumerate(raw)
+    ]
+    whole: dict[str, Any] = {"object": "list", "model": body.model, "data": data}
+    if any(cut):
+        whole["tokens_cut"] = cut
+    return Response(orjson.dumps(whole), media_type="application/json")
+
+
+def _encoder(parts: Parts, caller: By, model: str) -> PoolEncoder:
+    """What a name of `embeddings` stands for."""
+    pool, at, rest = model.partition("@")
+    if not at:
+        return parts.catalog.retrievers.plain(model)
+    if rest:
+        raise ConfigError(f"model {model!r}: expected the name of a retriever, or POOL@")
+    encoding = parts.catalog.rank_by(parts.catalog.pool(visible(caller, pool)), "").encoding
+    if encoding is None:
+        raise ConfigError(f"pool {pool!r} has no vectors; PUT /v1/pools/{pool}/retriever gives it some")
+    return encoding.encoder
+
+
+def _upstream(parts: Parts) -> Upstream:
+    if parts.upstream is None:
+        raise NotFoundError("no LLM server stands behind this service; set UDR_UPSTREAM")
+    return parts.upstream
+
+
+async def _json(request: Request) -> dict[str, Any]:
+    try:
+        body = orjson.loads(await request.body())
+    except orjson.JSONDecodeError as error:
+        raise ConfigError(f"the body is not JSON ({error})") from None
+    if not isinstance(body, dict):
+        raise ConfigError("the body is not a JSON object")
+    return body
+
+
+async def _kept(parts: Parts, caller: By, name: str) -> dict[str, Any] | None:
+    pool = await run_sync(parts.catalog.pool, visible(caller, name))
+    return None if pool.row.front is None else dict(pool.row.front)
+
+
+async def _prompts(
+    parts: Parts, caller: By, pool: str, front: FrontBody, queries: Sequence[str]
+) -> tuple[Pool, list[Prompt]]:
+    choice = front.model_dump(include=set(RetrieveBody.model_fields))
+    asked = RetrieveBody(pool=pool, queries=list(queries), **choice)
+    made = await retrieve(asked, parts, caller, SPARES * front.k)
+    return made.pool, await run_sync(fit, front, parts, made)
+
+
+def _told(pool: Pool, prompts: Sequence[Prompt]) -> list[tuple[bytes, bytes]]:
+    """What an OpenAI client does not read and others may: which demonstrations stand in the prompt (of the first)."""
+    ids = ",".join(quote(d.id, safe="") for d in prompts[0].demonstrations)
+    found = {
+        "x-udr-pool": pool.row.name,
+        "x-udr-demonstrations": ids if len(ids) <= _TOLD else ids[:_TOLD].rpartition(",")[0],
+        "x-udr-tokens": str(prompts[0].tokens),
+        "x-udr-dropped": str(len(prompts[0].dropped)),
+    }
+    return [(name.encode(), value.encode()) for name, value in found.items()]
+
+
+def _headers(request: Request, parts: Parts) -> dict[str, str]:
+    """The caller's own headers; its key too where it cannot be this service's."""
+    headers = dict(request.headers.items())
+    if parts.settings.key:
+        headers.pop("authorization", None)
+    return headers
+
+
+def _relay(
+    upstream: Upstream, request: Request, parts: Parts, body: dict[str, Any], told: Sequence[tuple[bytes, bytes]]
+) -> Relay:
+    path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+    return Relay(upstream, upstream.request(path, orjson.dumps(body), _headers(request, parts).items()), told)
