@@ -240,11 +240,14 @@ def serve(
     retriever: Annotated[list[str] | None, typer.Option(help="NAME=FOLDER of a trained retriever; repeat.")] = None,
     tokenizer: Annotated[list[str] | None, typer.Option(help="NAME=FOLDER of an LM's tokenizer; repeat.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes (1).")] = None,
+    upstream: Annotated[
+        str | None, typer.Option(metavar="URL", help="LLM server behind the OpenAI-compatible routes.")
+    ] = None,
 ) -> None:
     """Serve pools, retrieval and prompts over HTTP; UDR_… environment variables set the rest."""
     service = import_module("serving.app")  # by name: the two rooms do not know each other
     given: dict[str, object] = {"host": host, "port": port, "database": database, "encoder": encoder}
-    given |= {"workers": workers}
+    given |= {"workers": workers, "upstream": upstream}
     given |= {"retrievers": _named("--retriever", retriever), "tokenizers": _named("--tokenizer", tokenizer)}
     settings = import_module("serving.settings").parse_settings({k: v for k, v in given.items() if v is not None})
     service.serve(settings)

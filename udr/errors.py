@@ -18,6 +18,7 @@
     ├── QuotaExceeded            more than this service keeps
     ├── Overloaded               more work waits than can be done soon; try again later
     ├── StoreUnavailable         the database cannot be reached or written
+    ├── ServiceError             the service that a client asks refuses, or cannot be reached
     └── UpstreamUnavailable      the LLM server behind the service cannot be reached
         └── UpstreamTimeout      it does not answer in time
 
@@ -44,6 +45,7 @@ __all__ = [
     "PromptTooLong",
     "QuotaExceeded",
     "ScorerUnavailable",
+    "ServiceError",
     "StoreUnavailable",
     "UDRError",
     "UDRWarning",
@@ -139,6 +141,14 @@ class Overloaded(UDRError):
 
 class StoreUnavailable(UDRError):
     """The database cannot be reached or written."""
+
+
+class ServiceError(UDRError):
+    """The service that a client asks refuses with this status, or cannot be reached (None)."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class UpstreamUnavailable(UDRError):

@@ -358,14 +358,15 @@ class Store:
             if c.execute(vectors).scalar_one() < row.size:
                 return False
             this = encoding.c.id == encoding_id
-            retriever = c.execute(sa.update(encoding).where(this).values(state="ready").returning(encoding.c.retriever))
+            ready = sa.update(encoding).where(this).values(state="ready").returning(encoding.c.retriever)
+            retriever = c.execute(ready).scalar_one()  # read at once: SQLite commits under no open cursor
             if row.active != encoding_id:
                 values = {"previous": row.active, "active": encoding_id}
                 c.execute(sa.update(pool).where(pool.c.id == pool_id).values(values))
                 kept = [encoding_id, row.active or encoding_id]
                 old = (encoding.c.pool_id == pool_id) & (encoding.c.state == "ready") & encoding.c.id.not_in(kept)
                 c.execute(sa.delete(encoding).where(old))
-                record(c, "pool.switch", row.name, retriever=retriever.scalar_one())
+                record(c, "pool.switch", row.name, retriever=retriever)
             return True
 
     def forget_previous(self, pool_id: int) -> None:

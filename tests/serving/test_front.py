@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import base64
-import socket
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +13,6 @@ import httpx2
 import numpy as np
 import openai
 import pytest
-import uvicorn
 from fastapi.testclient import TestClient
 
 from serving.app import create_app
@@ -24,6 +20,7 @@ from serving.front import addressed, chat_query, with_text, with_turns
 from serving.settings import Settings
 from tests.serving.chat_server import WORDS, ChatServer, chat_server
 from tests.serving.tools import refused as refused_plainly
+from tests.serving.tools import served
 from udr.errors import ConfigError
 from udr.tasks.spec import TaskSpec, Template
 from udr.types import Demonstration, Prompt
@@ -41,24 +38,6 @@ ASKED = [{"role": "system", "content": "Answer."}, {"role": "user", "content": "
 def upstream() -> Iterator[ChatServer]:
     with chat_server() as server:
         yield server
-
-
-@contextmanager
-def served(settings: Settings) -> Iterator[str]:
-    """The service on a socket, by its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=port, access_log=False, log_level="critical"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 @pytest.fixture

@@ -83,6 +83,14 @@ def test_a_pool_is_switched_to_a_trained_retriever_and_back(client: TestClient, 
     refused(client.put(f"{place}/retriever", json={"retriever": "min"}), 422, "mine")
 
 
+def test_a_switch_to_the_retriever_that_answers_changes_nothing(client: TestClient) -> None:
+    fill(client, "tickets")
+    before = client.get("/v1/pools/tickets").json()
+    finished(client, client.put("/v1/pools/tickets/retriever", json={"retriever": "dense"}))
+    after = client.get("/v1/pools/tickets").json()
+    assert (after["retriever"], after["previous_retriever"]) == (before["retriever"], before["previous_retriever"])
+
+
 def test_no_answer_mixes_two_encodings(client: TestClient) -> None:
     """Each answer's similarities are those of the retriever that it names."""
     fill(client, "tickets", ROWS[:50])

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import uvicorn
 from fastapi.testclient import TestClient
+
+from serving.app import create_app
+from serving.settings import Settings
 
 
 def refused(answer: Any, status: int, words: str) -> None:
@@ -30,3 +38,21 @@ def finished(client: TestClient, begun: Any, state: str = "done") -> dict[str, A
             return job
         time.sleep(0.02)
     raise AssertionError(f"the job takes too long: {job}")
+
+
+@contextmanager
+def served(settings: Settings) -> Iterator[str]:
+    """The service on a socket, by its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=port, access_log=False, log_level="critical"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join()

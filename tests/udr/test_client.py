@@ -1,0 +1,212 @@
+"""The client against the service on a socket: the same calls, sent at once or awaited, mean the same."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+
+import udr.client
+from serving.settings import Settings
+from tests.serving.tools import served
+from udr.client import AsyncClient, Client
+from udr.errors import ConflictError, NotFoundError, Overloaded, PromptTooLong, ServiceError
+from udr.types import Demonstration, Media, Query
+
+LABELS = {"billing": "Billing", "printer": "Printer"}
+TICKETS = [
+    Demonstration("t1", "the invoice is wrong", "billing", metadata={"lang": "en"}),
+    Demonstration("t/2", "the printer is on fire", "printer", references=("printer", "Printer")),
+    Demonstration("t3", "der printer brennt", "printer", media=(Media("image", "https://example.org/a.png"),)),
+]
+
+
+class Awaiting:
+    """An AsyncClient whose calls are waited for one by one."""
+
+    def __init__(self, url: str, *args: Any, **kwargs: Any) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._client = AsyncClient(url, *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        return lambda *args, **kwargs: self._loop.run_until_complete(getattr(self._client, name)(*args, **kwargs))
+
+    def __enter__(self) -> Awaiting:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+        self._loop.close()
+
+
+KINDS: list[Any] = [Client, Awaiting]
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with served(Settings(database=f"sqlite:///{tmp_path_factory.mktemp('c')}/u.sqlite", encoder="fake")) as url:
+        yield url
+
+
+@pytest.fixture(params=KINDS)
+def client(request: pytest.FixtureRequest, url: str) -> Iterator[Any]:
+    with request.param(url) as client:
+        yield client
+
+
+@pytest.fixture
+def tickets(client: Any) -> Iterator[str]:
+    client.create_pool("tickets", {"verbaliser": LABELS}, front={"k": 2})
+    assert client.add("tickets", TICKETS) == ["t1", "t/2", "t3"]
+    yield "tickets"
+    client.delete_pool("tickets")
+
+
+def test_a_pool_from_its_making_to_its_end(client: Any, tickets: str) -> None:
+    assert client.pool("tickets")["front"] == {"k": 2}
+    assert [p["name"] for p in client.pools()] == ["tickets"]
+    assert [client.get("tickets", d.id) for d in TICKETS] == TICKETS
+    first = client.demonstrations("tickets", limit=2)
+    assert [d.id for d in first.demonstrations] == ["t1", "t/2"]
+    second = client.demonstrations("tickets", cursor=first.next)
+    assert ([d.id for d in second.demonstrations], second.next) == (["t3"], "")
+    assert [d.id for d in client.demonstrations("tickets", where={"lang": "en"}).demonstrations] == ["t1"]
+    client.delete("tickets", "t/2")
+    with pytest.raises(NotFoundError, match="'t/2'"):
+        client.get("tickets", "t/2")
+
+
+def test_retrieval_and_prompts(client: Any, tickets: str) -> None:
+    one, two = client.retrieve("tickets", ["a printer on fire", Query("q", "an invoice")], k=1)
+    assert one.hits[0].demonstration == TICKETS[1]
+    assert (two.hits[0].demonstration.id, two.hits[0].rank, two.tokens_cut) == ("t1", 1, 0)
+    (found,) = client.retrieve("tickets", ["a printer on fire"], where={"lang": "en"}, retriever="bm25")
+    assert [h.demonstration.id for h in found.hits] == ["t1"]
+    (prompt,) = client.prompt("tickets", ["a printer on fire"], k=3, budget=80)
+    assert prompt.text.endswith("the printer is on fire\tPrinter\na printer on fire\t")
+    assert prompt.messages[-1] == {"role": "user", "content": "a printer on fire"}
+    assert prompt.tokens == len(prompt.text) <= prompt.budget == 80
+    assert [h.demonstration.id for h in prompt.hits][-1] == "t/2"
+    assert {d.demonstration_id for d in prompt.dropped} | {h.demonstration.id for h in prompt.hits} == {
+        "t1",
+        "t/2",
+        "t3",
+    }
+
+
+def test_jobs_are_waited_for(client: Any, tickets: str) -> None:
+    lines = [{"id": "n1", "input": "no paper", "output": "printer"}, {"input": "no output"}]
+    payload = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+    job = client.wait(client.load("tickets", payload))
+    assert (job.state, job.counts["created"], [line for line, _ in job.errors]) == ("done", 1, [2])
+    assert client.wait(client.switch("tickets", "dense")).state == "done"
+    with pytest.raises(ServiceError, match="failed"):
+        client.wait(client.load("tickets", b"no Parquet", format="parquet"))
+
+
+def test_errors_come_as_what_they_are(client: Any, tickets: str) -> None:
+    with pytest.raises(ConflictError, match="exists already"):
+        client.create_pool("tickets")
+    with pytest.raises(NotFoundError, match="no pool 'none'"):
+        client.retrieve("none", ["x"])
+    with pytest.raises(PromptTooLong, match="budget"):
+        client.prompt("tickets", ["a long query"], budget=3)
+    with pytest.raises(ServiceError, match="unknown retriever") as caught:
+        client.retrieve("tickets", ["x"], retriever="no")
+    assert caught.value.status == 422
+    with pytest.raises(ServiceError, match="greater than") as caught:
+        client.retrieve("tickets", ["x"], k=0)
+    assert caught.value.status == 422
+
+
+# -- attempts
+
+
+class Scripted(HTTPServer):
+    """Answers with one status after another, and keeps the Idempotency-Keys."""
+
+    def __init__(self, statuses: list[int]) -> None:
+        self.statuses, self.keys = statuses, list[str | None]()
+        super().__init__(("127.0.0.1", 0), _Handler)
+        Thread(target=self.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_POST(self) -> None:
+        assert isinstance(self.server, Scripted)
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.keys.append(self.headers["Idempotency-Key"])
+        status = self.server.statuses.pop(0)
+        if not status:
+            self.close_connection = True  # without an answer
+            return
+        kind = "internal-error" if status == 500 else "overloaded"
+        raw = json.dumps({"ids": ["a"], "type": f"urn:udr:{kind}", "detail": "too much"}).encode()
+        self.send_response(status)
+        if status == 429:
+            self.send_header("Retry-After", "0")
+        self.send_header("Content-Length", str(len(raw)))
+        self.end_headers()
+        self.wfile.write(raw)
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(udr.client, "_pause", lambda attempt, answer: 0.0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.usefixtures("at_once")
+def test_what_had_no_room_or_no_answer_is_sent_again_as_the_same_request(kind: Any) -> None:
+    server = Scripted([429, 0, 503, 201])
+    with kind(server.url) as client:
+        assert client.add("p", TICKETS) == ["a"]
+    assert len(server.keys) == 4
+    assert len(set(server.keys)) == 1
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.usefixtures("at_once")
+def test_at_last_the_error_is_told(kind: Any) -> None:
+    server = Scripted([429, 429, 500, 0])
+    with kind(server.url, retries=1) as client:
+        with pytest.raises(Overloaded, match="too much"):
+            client.add("p", TICKETS)
+        with pytest.raises(ServiceError, match="too much"):  # 500 is not tried again
+            client.add("p", TICKETS)
+    server.shutdown()
+    server.server_close()
+    with kind(server.url, retries=1) as client, pytest.raises(ServiceError, match="cannot be reached") as caught:
+        client.add("p", TICKETS)
+    assert caught.value.status is None
+    assert "\n" not in str(caught.value)
+
+
+def test_pauses_grow_and_keep_to_what_the_service_says() -> None:
+    import httpx2
+
+    told = httpx2.Response(429, headers={"Retry-After": "3"})
+    assert udr.client._pause(0, told) == 3.0
+    assert 0.05 <= udr.client._pause(0, None) <= 0.1
+    assert 5.0 <= udr.client._pause(20, None) <= 10.0
+
+
+def test_an_address_of_something_else_is_told_in_one_line(tmp_path: Path) -> None:
+    server = Scripted([404])
+    server.RequestHandlerClass = type("H", (_Handler,), {"do_POST": lambda self: self.send_error(404)})
+    with Client(server.url) as client, pytest.raises(ServiceError, match="status 404"):
+        client.add("p", TICKETS)
+    server.shutdown()
+    server.server_close()

@@ -1,0 +1,282 @@
+"""What the service's HTTP API takes and gives, as typed calls; `udr.client` sends them."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from urllib.parse import quote
+
+from udr.types import Demonstration, Dropped, Media, Query
+
+__all__ = [
+    "BuiltPrompt",
+    "Call",
+    "Found",
+    "Hit",
+    "Job",
+    "Page",
+    "add",
+    "create_pool",
+    "delete",
+    "delete_pool",
+    "demonstrations",
+    "get",
+    "job_of",
+    "load",
+    "pool",
+    "pools",
+    "prompt",
+    "retrieve",
+    "roll_back",
+    "switch",
+]
+
+T = TypeVar("T")
+
+
+class Hit(NamedTuple):
+    """A demonstration and how near it stands to the query; rank 1 is the nearest."""
+
+    demonstration: Demonstration
+    similarity: float
+    rank: int
+
+
+class Found(NamedTuple):
+    """The demonstrations of one query, best first."""
+
+    hits: list[Hit]
+    tokens_cut: int  # of the query, that the encoder did not read
+
+
+class BuiltPrompt(NamedTuple):
+    """A finished prompt: as text and as chat messages; `hits` in the order in which they stand in it."""
+
+    text: str
+    messages: list[dict[str, str]]
+    tokens: int
+    budget: int
+    hits: list[Hit]
+    dropped: list[Dropped]
+
+
+class Page(NamedTuple):
+    """Some demonstrations of a pool, and the cursor behind them; "": no more."""
+
+    demonstrations: list[Demonstration]
+    next: str
+
+
+class Job(NamedTuple):
+    """Work that outlives a request."""
+
+    id: str
+    state: str
+    done: int
+    total: int
+    errors: list[tuple[int, str]]  # the line and what is wrong with it
+    error: str | None
+    counts: dict[str, int]
+
+    @property
+    def ended(self) -> bool:
+        return self.state in ("done", "failed", "cancelled")
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """A request, and how its answer is read."""
+
+    method: str
+    path: str
+    read: Callable[[Any], T]
+    body: Any = None
+    params: Mapping[str, Any] = field(default_factory=dict)
+    content: bytes | None = None
+    kind: str = "application/json"
+
+    def as_request(self) -> dict[str, Any]:
+        content = self.content if self.body is None else json.dumps(self.body).encode()
+        headers = {} if content is None else {"Content-Type": self.kind}
+        if self.method == "POST":
+            headers["Idempotency-Key"] = uuid.uuid4().hex  # one for all attempts
+        return {
+            "method": self.method,
+            "url": self.path,
+            "content": content,
+            "params": {k: v for k, v in self.params.items() if v not in (None, "")},
+            "headers": headers,
+        }
+
+
+def create_pool(
+    name: str, task: Mapping[str, Any] | None = None, *, front: Mapping[str, Any] | None = None
+) -> Call[dict[str, Any]]:
+    """Make an empty pool; `task` holds the fields of a task file."""
+    body = {"name": name, "task": dict(task or {})} | ({"front": dict(front)} if front else {})
+    return Call("POST", "/v1/pools", _same, body)
+
+
+def pools(*, cursor: str = "", limit: int = 100) -> Call[list[dict[str, Any]]]:
+    """Pools by name."""
+    return Call("GET", "/v1/pools", lambda a: list(a["pools"]), params={"cursor": cursor, "limit": limit})
+
+
+def pool(name: str) -> Call[dict[str, Any]]:
+    """A pool, its task, and the retriever that answers."""
+    return Call("GET", _at(name), _same)
+
+
+def delete_pool(name: str) -> Call[None]:
+    """Forget a pool and all its demonstrations."""
+    return Call("DELETE", _at(name), _nothing)
+
+
+def add(
+    pool: str, demonstrations: Sequence[Demonstration], *, mode: Literal["add", "upsert"] = "add"
+) -> Call[list[str]]:
+    """Store demonstrations, all or none, and give their ids."""
+    body = {"demonstrations": [_as_json(d) for d in demonstrations], "mode": mode}
+    return Call("POST", f"{_at(pool)}/demonstrations", lambda a: list(a["ids"]), body)
+
+
+def get(pool: str, key: str) -> Call[Demonstration]:
+    """One demonstration by its id."""
+    return Call("GET", f"{_at(pool)}/demonstrations/{quote(key, safe='')}", _demonstration)
+
+
+def delete(pool: str, key: str) -> Call[None]:
+    """Forget one demonstration."""
+    return Call("DELETE", f"{_at(pool)}/demonstrations/{quote(key, safe='')}", _nothing)
+
+
+def demonstrations(
+    pool: str, *, cursor: str = "", limit: int = 100, where: Mapping[str, Any] | None = None
+) -> Call[Page]:
+    """Demonstrations in the order they came."""
+    params = {"cursor": cursor, "limit": limit, "where": json.dumps(dict(where)) if where else ""}
+    return Call("GET", f"{_at(pool)}/demonstrations", _page, params=params)
+
+
+def load(
+    pool: str,
+    payload: bytes,
+    *,
+    format: Literal["ndjson", "parquet"] = "ndjson",  # noqa: A002 - the word that the service uses
+    mode: Literal["add", "upsert"] = "add",
+) -> Call[Job]:
+    """Load many demonstrations in the background; `wait` tells when they are there."""
+    kind = {"ndjson": "application/x-ndjson", "parquet": "application/vnd.apache.parquet"}[format]
+    return Call("POST", f"{_at(pool)}/load", _job, params={"mode": mode}, content=payload, kind=kind)
+
+
+def switch(pool: str, retriever: str) -> Call[Job]:
+    """Encode the pool under another retriever in the background; it answers once all is encoded."""
+    return Call("PUT", f"{_at(pool)}/retriever", _job, {"retriever": retriever})
+
+
+def roll_back(pool: str) -> Call[dict[str, Any]]:
+    """Let the retriever answer that did before the last switch."""
+    return Call("POST", f"{_at(pool)}/retriever/rollback", _same)
+
+
+def job_of(job_id: str) -> Call[Job]:
+    """How far a job is."""
+    return Call("GET", f"/v1/jobs/{quote(job_id, safe='')}", _job)
+
+
+def retrieve(pool: str, queries: Sequence[str | Query], k: int = 8, **more: Any) -> Call[list[Found]]:
+    """The demonstrations that suit each query; `more` is what else /v1/retrieve takes (where, selection, …)."""
+    body = {"pool": pool, "queries": [_query(q) for q in queries], "k": k, **more}
+    return Call("POST", "/v1/retrieve", lambda a: [_found(r) for r in a["results"]], body)
+
+
+def prompt(
+    pool: str, queries: Sequence[str | Query], k: int = 8, budget: int = 2048, **more: Any
+) -> Call[list[BuiltPrompt]]:
+    """The finished prompt of each query; `more` is what else /v1/prompt takes (tokenizer, reserve, order, …)."""
+    body = {"pool": pool, "queries": [_query(q) for q in queries], "k": k, "budget": budget, **more}
+    return Call("POST", "/v1/prompt", lambda a: [_built(r) for r in a["results"]], body)
+
+
+# -- JSON and back
+
+
+def _at(pool: str) -> str:
+    return f"/v1/pools/{quote(pool, safe='')}"
+
+
+def _same(answer: Any) -> dict[str, Any]:
+    return dict(answer)
+
+
+def _nothing(answer: Any) -> None:
+    return None
+
+
+def _media(of: Sequence[Media]) -> list[dict[str, str]]:
+    return [{"kind": m.kind, "uri": m.uri} for m in of]
+
+
+def _query(query: str | Query) -> str | dict[str, Any]:
+    if isinstance(query, str):
+        return query
+    return {"input": query.input, "choices": list(query.choices), "media": _media(query.media)}
+
+
+def _as_json(d: Demonstration) -> dict[str, Any]:
+    return {
+        "id": d.id or None,
+        "input": d.input,
+        "output": d.output,
+        "choices": list(d.choices),
+        "references": list(d.references),
+        "media": _media(d.media),
+        "metadata": dict(d.metadata),
+    }
+
+
+def _demonstration(row: Mapping[str, Any]) -> Demonstration:
+    return Demonstration(
+        row["id"],
+        row["input"],
+        row["output"],
+        tuple(row.get("choices", ())),
+        tuple(row.get("references", ())),
+        tuple(Media(m["kind"], m["uri"]) for m in row.get("media", ())),
+        {key: str(value) for key, value in row.get("metadata", {}).items()},
+    )
+
+
+def _page(answer: Mapping[str, Any]) -> Page:
+    return Page([_demonstration(row) for row in answer["demonstrations"]], answer["next"] or "")
+
+
+def _hits(rows: Sequence[Mapping[str, Any]]) -> list[Hit]:
+    return [Hit(_demonstration(row), row["similarity"], row["rank"]) for row in rows]
+
+
+def _found(result: Mapping[str, Any]) -> Found:
+    return Found(_hits(result["demonstrations"]), result.get("tokens_cut", 0))
+
+
+def _built(result: Mapping[str, Any]) -> BuiltPrompt:
+    dropped = [Dropped(d["id"], d["reason"], d["tokens"]) for d in result["dropped"]]
+    hits = _hits(result["demonstrations"])
+    return BuiltPrompt(result["text"], result["messages"], result["tokens"], result["budget"], hits, dropped)
+
+
+def _job(answer: Mapping[str, Any]) -> Job:
+    names = ("created", "replaced", "unchanged", "refused", "encoded")
+    return Job(
+        answer["id"],
+        answer["state"],
+        answer["done"],
+        answer["total"],
+        [(e["line"], e["detail"]) for e in answer["errors"]],
+        answer["error"],
+        {name: answer[name] for name in names if name in answer},
+    )
