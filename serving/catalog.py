@@ -21,7 +21,8 @@ from serving.batching import EncodingWorker
 from serving.choosing import Answer, Found, PassedOver, Search, choose
 from serving.pool_index import Encoding, Lexical, fuse
 from serving.retrievers import DENSE, PoolEncoder, Retrievers
-from serving.sql.store import Clash, EncodingRow, PoolRow, RetrieverChanged, Store, Stored, Written
+from serving.sql.rows import EncodingRow, PoolRow, Stored, Written
+from serving.sql.store import Clash, RetrieverChanged, Store
 from udr.errors import ConfigError, ConflictError, DataError, UDRError, UnknownNameError
 from udr.filters import Codebook, Condition
 from udr.retriever import Retrieved

@@ -12,7 +12,8 @@ import numpy as np
 import structlog
 
 from serving.retrievers import PoolEncoder
-from serving.sql.store import EncodingRow, Store, Stored
+from serving.sql.rows import EncodingRow, Stored
+from serving.sql.store import Store
 from udr.bm25 import BM25
 from udr.errors import ArtifactError, UDRError
 from udr.filters import Codebook, Condition

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import sqlalchemy as sa
@@ -14,14 +13,27 @@ from sqlalchemy.exc import IntegrityError
 from serving.sql.audit import record
 from serving.sql.database import Database
 from serving.sql.jobs import LineError, Step, advance
+from serving.sql.rows import (
+    Changes,
+    EncodingRow,
+    PoolRow,
+    Stored,
+    Written,
+    bury,
+    hash_of,
+    insert,
+    insert_vectors,
+    known,
+    lock,
+    portions,
+    stored,
+)
 from serving.sql.tables import demonstration, embedding, encoding, pool, tombstone
 from udr.errors import ConflictError, NotFoundError, QuotaExceeded, UDRError
-from udr.types import Demonstration, FloatArray, Media
+from udr.types import Demonstration, FloatArray
 
-__all__ = ["Changes", "Clash", "EncodingRow", "PoolRow", "RetrieverChanged", "Store", "Stored", "Written"]
+__all__ = ["Clash", "RetrieverChanged", "Store"]
 
-T = TypeVar("T")
-_FEW = 500  # values in one IN (…): every database takes so many
 _TAKEN = "stands for another demonstration"
 _CHANGES = 1 << 16  # rows that an index takes in at once
 
@@ -30,64 +42,8 @@ Clash = Literal["refuse", "replace", "skip"]
 place, or it is left out."""
 
 
-@dataclass(frozen=True, slots=True)
-class PoolRow:
-    """A pool as its row states it."""
-
-    id: int
-    name: str
-    spec: Mapping[str, Any]
-    seq: int
-    size: int
-    active: int | None
-    previous: int | None
-    created: float
-    front: Mapping[str, Any] | None
-
-
-@dataclass(frozen=True, slots=True)
-class EncodingRow:
-    """One way in which a pool is or was turned into vectors."""
-
-    id: int
-    pool_id: int
-    retriever: str
-    fingerprint: str
-    dim: int
-    weights: list[float] | None
-    state: str
-    created: float
-
-
-class Stored(NamedTuple):
-    """A demonstration and the number under which indexes know it."""
-
-    row: int
-    demonstration: Demonstration
-    query_hash: str
-
-
-class Written(NamedTuple):
-    """What became of the demonstrations of one write."""
-
-    created: int
-    replaced: int
-    unchanged: int
-    seq: int
-
-
 class RetrieverChanged(UDRError):
     """The pool keeps an encoding that the vectors of a write are not of."""
-
-
-class Changes(NamedTuple):
-    """What an index must take in to go from one `seq` to the next."""
-
-    seq: int
-    rows: list[int]
-    vectors: FloatArray
-    metadata: list[dict[str, str]]
-    gone: list[int]
 
 
 class Store:
@@ -214,24 +170,24 @@ class Store:
         """
         keys = [d.id for d in demonstrations]
         with self._write() as c:
-            row = _lock(c, pool_id)
+            row = lock(c, pool_id)
             if step is None and {row.active, row.previous} - {None} - vectors.keys():
                 raise RetrieverChanged("the pool was switched to another retriever meanwhile; write again")
-            known = _known(c, pool_id, keys)
-            unlike = [i for i, d in enumerate(demonstrations) if known.get(d.id, (0, ""))[1] != _hash(d)]
-            clashing = [keys[i] for i in unlike if keys[i] in known]
+            there = known(c, pool_id, keys)
+            unlike = [i for i, d in enumerate(demonstrations) if there.get(d.id, (0, ""))[1] != hash_of(d)]
+            clashing = [keys[i] for i in unlike if keys[i] in there]
             if clashing and clash == "refuse":
                 names = ", ".join(map(repr, clashing))
                 raise ConflictError(f"id {names[:200]}: {_TAKEN}; PUT or mode=upsert replaces")
-            fresh = [i for i in unlike if clash == "replace" or keys[i] not in known]
-            old = [known[key][0] for key in clashing] if clash == "replace" else []
+            fresh = [i for i in unlike if clash == "replace" or keys[i] not in there]
+            old = [there[key][0] for key in clashing] if clash == "replace" else []
             size = row.size + len(fresh) - len(old)
             if limit and len(fresh) > len(old) and size > limit:
                 raise QuotaExceeded(f"the pool would hold {size} demonstrations; the limit is {limit}")
-            _bury(c, pool_id, old, row.seq)
-            rows = _insert(c, pool_id, [demonstrations[i] for i in fresh], row.seq)
+            bury(c, pool_id, old, row.seq)
+            rows = insert(c, pool_id, [demonstrations[i] for i in fresh], row.seq)
             for encoding_id, all_vectors in vectors.items():
-                _insert_vectors(c, encoding_id, rows, all_vectors[fresh], row.seq)
+                insert_vectors(c, encoding_id, rows, all_vectors[fresh], row.seq)
             c.execute(sa.update(pool).where(pool.c.id == pool_id).values(size=size))
             created, unchanged = len(fresh) - len(old), len(keys) - len(unlike)
             if step is not None:
@@ -246,9 +202,9 @@ class Store:
     def delete(self, pool_id: int, keys: Sequence[str]) -> int:
         """Forget demonstrations by their ids; say how many there were."""
         with self._write() as c:
-            row = _lock(c, pool_id)
-            rows = [number for number, _ in _known(c, pool_id, keys).values()]
-            _bury(c, pool_id, rows, row.seq)
+            row = lock(c, pool_id)
+            rows = [number for number, _ in known(c, pool_id, keys).values()]
+            bury(c, pool_id, rows, row.seq)
             c.execute(sa.update(pool).where(pool.c.id == pool_id).values(size=row.size - len(rows)))
             if rows:
                 record(c, "demonstrations.delete", row.name, deleted=len(rows))
@@ -258,9 +214,9 @@ class Store:
         """Demonstrations by row; those that are gone are missing."""
         found = {}
         with self._read() as c:
-            for some in _portions(rows):
+            for some in portions(rows):
                 query = sa.select(demonstration).where(demonstration.c.pool_id == pool_id, demonstration.c.id.in_(some))
-                found.update({r.id: _stored(r) for r in c.execute(query)})
+                found.update({r.id: stored(r) for r in c.execute(query)})
         return found
 
     def by_key(self, pool_id: int, key: str) -> Stored:
@@ -274,14 +230,14 @@ class Store:
             row = c.execute(query).one_or_none()
         if row is None:
             raise NotFoundError(f"no demonstration {key!r} in this pool")
-        return _stored(row)
+        return stored(row)
 
     def page(self, pool_id: int, after: int = 0, limit: int = 1000) -> list[Stored]:
         """Demonstrations in the order they came, from the row after `after`."""
         own = (demonstration.c.pool_id == pool_id) & (demonstration.c.id > after)
         with self._read() as c:
             rows = c.execute(sa.select(demonstration).where(own).order_by(demonstration.c.id).limit(limit)).all()
-        return [_stored(r) for r in rows]
+        return [stored(r) for r in rows]
 
     # -- encodings
 
@@ -294,7 +250,7 @@ class Store:
         """
         own = (encoding.c.pool_id == pool_id) & (encoding.c.fingerprint == fingerprint)
         with self._write() as c:
-            _lock(c, pool_id)  # two that open the same one wait for each other here
+            lock(c, pool_id)  # two that open the same one wait for each other here
             others = (encoding.c.pool_id == pool_id) & (encoding.c.fingerprint != fingerprint)
             c.execute(sa.delete(encoding).where(others, encoding.c.state == "building"))
             row = c.execute(sa.select(encoding).where(own)).one_or_none()
@@ -324,7 +280,7 @@ class Store:
             demonstration.c.pool_id == pool_id, demonstration.c.id > after, ~sa.exists().where(own)
         )
         with self._read(fresh=True) as c:
-            return [_stored(r) for r in c.execute(query.order_by(demonstration.c.id).limit(limit))]
+            return [stored(r) for r in c.execute(query.order_by(demonstration.c.id).limit(limit))]
 
     def add_vectors(self, pool_id: int, encoding_id: int, rows: Sequence[int], vectors: FloatArray) -> None:
         """Store vectors (m, d) of demonstrations that are there still and have none under this encoding.
@@ -333,11 +289,11 @@ class Store:
             NotFoundError: the pool was deleted, or the encoding dropped.
         """
         with self._write() as c:
-            seq = _lock(c, pool_id).seq
+            seq = lock(c, pool_id).seq
             if c.execute(sa.select(encoding.c.id).where(encoding.c.id == encoding_id)).first() is None:
                 raise NotFoundError("the pool was switched to yet another retriever meanwhile")
             there: set[int] = set()
-            for some in _portions(rows):
+            for some in portions(rows):
                 own = embedding.c.encoding_id == encoding_id
                 done = sa.select(embedding.c.demonstration_id).where(own, embedding.c.demonstration_id.in_(some))
                 query = sa.select(demonstration.c.id).where(
@@ -345,7 +301,7 @@ class Store:
                 )
                 there.update(c.execute(query).scalars())
             keep = [i for i, row in enumerate(rows) if row in there]
-            _insert_vectors(c, encoding_id, [rows[i] for i in keep], vectors[keep], seq)
+            insert_vectors(c, encoding_id, [rows[i] for i in keep], vectors[keep], seq)
 
     def activate(self, pool_id: int, encoding_id: int) -> bool:
         """Let an encoding answer, if every demonstration has its vector: True, or False with nothing changed.
@@ -353,7 +309,7 @@ class Store:
         The one that answered is kept beside it for a roll-back; all others are dropped.
         """
         with self._write() as c:
-            row = _lock(c, pool_id)
+            row = lock(c, pool_id)
             vectors = sa.select(sa.func.count()).where(embedding.c.encoding_id == encoding_id)
             if c.execute(vectors).scalar_one() < row.size:
                 return False
@@ -372,7 +328,7 @@ class Store:
     def forget_previous(self, pool_id: int) -> None:
         """Drop the encoding that answered before."""
         with self._write() as c:
-            row = _lock(c, pool_id)
+            row = lock(c, pool_id)
             c.execute(sa.update(pool).where(pool.c.id == pool_id).values(previous=None))
             c.execute(sa.delete(encoding).where(encoding.c.id == row.previous))
 
@@ -414,94 +370,3 @@ class Store:
             total = sa.func.coalesce(sa.func.sum(embedding.c.demonstration_id), 0)
             count, ids = c.execute(sa.select(sa.func.count(), total).where(own)).one()
         return int(count), int(ids)
-
-
-def _lock(c: sa.Connection, pool_id: int) -> Any:
-    """Take the pool's lock and its next number; both are kept until the transaction ends, so numbers come in order."""
-    raised = sa.update(pool).where(pool.c.id == pool_id).values(seq=pool.c.seq + 1)
-    row = c.execute(
-        raised.returning(pool.c.name, pool.c.seq, pool.c.size, pool.c.active, pool.c.previous)
-    ).one_or_none()
-    if row is None:
-        raise NotFoundError("the pool was deleted")
-    return row
-
-
-def _known(c: sa.Connection, pool_id: int, keys: Sequence[str]) -> dict[str, tuple[int, str]]:
-    """Row and hash of each key that the pool has."""
-    found: dict[str, tuple[int, str]] = {}
-    columns = sa.select(demonstration.c.key, demonstration.c.id, demonstration.c.hash)
-    for some in _portions(keys):
-        query = columns.where(demonstration.c.pool_id == pool_id, demonstration.c.key.in_(some))
-        found.update({key: (row, content) for key, row, content in c.execute(query)})
-    return found
-
-
-def _bury(c: sa.Connection, pool_id: int, rows: Sequence[int], seq: int) -> None:
-    if not rows:
-        return
-    c.execute(sa.insert(tombstone), [{"demonstration_id": r, "pool_id": pool_id, "seq": seq} for r in rows])
-    for some in _portions(rows):
-        c.execute(sa.delete(demonstration).where(demonstration.c.id.in_(some)))
-
-
-def _insert(c: sa.Connection, pool_id: int, demonstrations: Sequence[Demonstration], seq: int) -> list[int]:
-    """Give each a row, in order."""
-    if not demonstrations:
-        return []
-    values = [
-        {
-            "pool_id": pool_id,
-            "key": d.id,
-            "seq": seq,
-            "hash": _hash(d),
-            "query_hash": d.query.content_hash,
-            "input": d.input,
-            "output": d.output,
-            "details": _details(d),
-            "metadata": dict(d.metadata),
-        }
-        for d in demonstrations
-    ]
-    returning = sa.insert(demonstration).returning(demonstration.c.id, sort_by_parameter_order=True)
-    return list(c.execute(returning, values).scalars())
-
-
-def _insert_vectors(c: sa.Connection, encoding_id: int, rows: Sequence[int], vectors: FloatArray, seq: int) -> None:
-    if not len(rows):
-        return
-    raw = np.ascontiguousarray(vectors, dtype=np.float32)
-    values = [
-        {"encoding_id": encoding_id, "demonstration_id": r, "seq": seq, "data": v}
-        for r, v in zip(rows, raw, strict=True)
-    ]
-    c.execute(sa.insert(embedding), values)
-
-
-def _details(d: Demonstration) -> dict[str, Any]:
-    """What a demonstration has beside input and output, without what is empty; media by address only."""
-    found: dict[str, Any] = {"choices": list(d.choices), "references": list(d.references)}
-    found["media"] = [{"kind": m.kind, "uri": m.uri} for m in d.media]
-    return {key: value for key, value in found.items() if value}
-
-
-def _hash(d: Demonstration) -> str:
-    return Demonstration("", d.content_hash, repr((d.references, sorted(d.metadata.items())))).content_hash
-
-
-def _stored(row: Any) -> Stored:
-    details = row.details
-    own = Demonstration(
-        row.key,
-        row.input,
-        row.output,
-        tuple(details.get("choices", ())),
-        tuple(details.get("references", ())),
-        tuple(Media(**m) for m in details.get("media", ())),
-        row.metadata,
-    )
-    return Stored(row.id, own, row.query_hash)
-
-
-def _portions(values: Sequence[T]) -> Iterator[Sequence[T]]:
-    return (values[i : i + _FEW] for i in range(0, len(values), _FEW))
