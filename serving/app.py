@@ -22,10 +22,11 @@ from serving.errors import PROBLEMS, add_error_handlers
 from serving.idempotency import Idempotency
 from serving.middleware import Gate
 from serving.retrievers import Retrievers, sentence_encoder
-from serving.routes import admin, jobs, openai, operations, pools, retrieval
+from serving.routes import admin, feedback, jobs, openai, operations, pools, retrieval
 from serving.settings import Settings, packaged_encoder
 from serving.sql.audit import AuditLog
 from serving.sql.database import open_database
+from serving.sql.feedback import FeedbackStore
 from serving.sql.jobs import Jobs
 from serving.sql.keys import Answers, Keys
 from serving.sql.store import Store
@@ -82,6 +83,7 @@ def build_parts(settings: Settings) -> Parts:
         answers=answers,
         audit=audit,
         jobs=waiting,
+        feedback=FeedbackStore(database),
         background=background,
         upstream=Upstream(settings.upstream, settings.upstream_key, settings.upstream_timeout)
         if settings.upstream
@@ -113,7 +115,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         responses=PROBLEMS,
     )
-    for module in (pools, retrieval, openai, jobs, admin, operations):
+    for module in (pools, retrieval, openai, feedback, jobs, admin, operations):
         app.include_router(module.router)
     add_error_handlers(app)
     app.add_middleware(Idempotency)

@@ -17,6 +17,7 @@ from serving.catalog import Catalog, Pool
 from serving.settings import Settings
 from serving.sql.audit import AuditLog
 from serving.sql.database import Database
+from serving.sql.feedback import FeedbackStore
 from serving.sql.jobs import Jobs
 from serving.sql.keys import Answers, Keys, Role
 from serving.tokenizers import Tokenizers
@@ -40,6 +41,7 @@ class Parts:
     answers: Answers
     audit: AuditLog
     jobs: Jobs
+    feedback: FeedbackStore
     background: Background
     upstream: Upstream | None
 

@@ -17,17 +17,18 @@ from udr.errors import ConfigError, UDRError
 __all__ = ["Idempotency", "key_of"]
 
 _LONGEST = 255
+_WRITING = ("/v1/pools", "/v1/feedback")
 
 
 class Idempotency:
-    """Keeps the answers of POST requests below /v1/pools; loads keep their own keys, for their bodies are large."""
+    """Keeps the answers of POST requests that write; loads keep their own keys, for their bodies are large."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")
-        concerned = scope["type"] == "http" and scope["method"] == "POST" and path.startswith("/v1/pools")
+        concerned = scope["type"] == "http" and scope["method"] == "POST" and path.startswith(_WRITING)
         if not concerned or path.endswith("/load"):
             await self.app(scope, receive, send)
             return

@@ -9,8 +9,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints
 
 from serving.choosing import PassedOver
+from serving.sql.feedback import FeedbackRow, Outcome
 from serving.sql.jobs import COUNTS, JobRow
 from serving.sql.keys import Role
+from udr.errors import DataError
 from udr.filters import as_text, parse_filter
 from udr.retriever import Retrieved
 from udr.selection import ORDERS, SELECTIONS
@@ -20,6 +22,7 @@ __all__ = [
     "AddBody",
     "Body",
     "DemonstrationBody",
+    "FeedbackBody",
     "FittedBody",
     "FrontBody",
     "KeyBody",
@@ -29,8 +32,10 @@ __all__ = [
     "QueryBody",
     "RetrieveAnswer",
     "RetrieveBody",
+    "ReviewBody",
     "SwitchBody",
     "demonstration_json",
+    "feedback_json",
     "job_json",
     "passed_over_json",
     "prompt_json",
@@ -192,6 +197,46 @@ class PoolBody(Body):
         return {"family": "custom", "kind": kind, "metric": metric, **self.task, "name": self.name}
 
 
+class OutcomeBody(Body):
+    """What came of one prompt: how good the answer was, or what it should have been, or both."""
+
+    input: str
+    choices: list[str] = Field([], max_length=1000)
+    demonstrations: list[Key] = Field([], max_length=1000, description="Ids of those in the prompt.")
+    output: str | None = Field(None, description="What the LM answered.")
+    score: float | None = Field(None, ge=0, le=1, description="From 0, wrong, to 1, right.")
+    correct: bool | None = Field(None, description="The same as a score of 1 or 0.")
+    corrected_output: str | None = Field(None, description="What it should have answered; waits for a reviewer.")
+
+    def outcome(self, where: str) -> Outcome:
+        """The same as the store knows it.
+
+        Raises:
+            DataError: it says nothing of how good the answer was, or two things at once.
+        """
+        if self.score is not None and self.correct is not None and self.score != float(self.correct):
+            raise DataError(f"{where}: score {self.score} and correct {self.correct} say two things")
+        if self.score is None and self.correct is None and self.corrected_output is None:
+            raise DataError(f"{where}: needs a score, correct, or corrected_output")
+        score = float(self.correct) if self.score is None and self.correct is not None else self.score
+        shown = tuple(self.demonstrations)
+        return Outcome(self.input, tuple(self.choices), shown, self.output, score, self.corrected_output)
+
+
+class FeedbackBody(Body):
+    """What came of prompts of a pool."""
+
+    pool: str
+    outcomes: list[OutcomeBody] = Field(min_length=1)
+
+
+class ReviewBody(Body):
+    """What becomes of a correction."""
+
+    accept: bool
+    output: str | None = Field(None, description="Takes the place of the correction; empty: it stays as it is.")
+
+
 # answers, as the OpenAPI schema states them
 
 
@@ -292,6 +337,15 @@ def prompt_json(prompt: Prompt, messages: list[dict[str, str]], found: Sequence[
         "dropped": [{"id": d.demonstration_id, "reason": d.reason, "tokens": d.tokens} for d in prompt.dropped],
         "truncated": prompt.truncated,
     }
+
+
+def feedback_json(row: FeedbackRow) -> dict[str, Any]:
+    """An outcome in an answer; what was not stated is left out."""
+    o = row.outcome
+    found: dict[str, Any] = {"id": row.id, "at": row.at, "caller": row.caller, "state": row.state, "input": o.input}
+    more = {"choices": list(o.choices), "demonstrations": list(o.shown)}
+    stated = {"output": o.output, "score": o.score, "corrected_output": o.corrected}
+    return found | {k: v for k, v in more.items() if v} | {k: v for k, v in stated.items() if v is not None}
 
 
 def job_json(job: JobRow) -> dict[str, Any]:

@@ -151,6 +151,7 @@ class Client:
     job = _sync(api.job_of)
     retrieve = _sync(api.retrieve)
     prompt = _sync(api.prompt)
+    feedback = _sync(api.feedback)
 
     def wait(self, job: Job) -> Job:
         """Wait until a job has ended.
@@ -209,6 +210,7 @@ class AsyncClient:
     job = _awaited(api.job_of)
     retrieve = _awaited(api.retrieve)
     prompt = _awaited(api.prompt)
+    feedback = _awaited(api.feedback)
 
     async def wait(self, job: Job) -> Job:
         """Wait until a job has ended.

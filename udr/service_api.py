@@ -23,6 +23,7 @@ __all__ = [
     "delete",
     "delete_pool",
     "demonstrations",
+    "feedback",
     "get",
     "job_of",
     "load",
@@ -200,6 +201,30 @@ def prompt(
     """The finished prompt of each query; `more` is what else /v1/prompt takes (tokenizer, reserve, order, …)."""
     body = {"pool": pool, "queries": [_query(q) for q in queries], "k": k, "budget": budget, **more}
     return Call("POST", "/v1/prompt", lambda a: [_built(r) for r in a["results"]], body)
+
+
+def feedback(
+    pool: str,
+    input: str,  # noqa: A002 - the word that the service uses
+    demonstrations: Sequence[str] = (),
+    *,
+    output: str | None = None,
+    score: float | None = None,
+    correct: bool | None = None,
+    corrected_output: str | None = None,
+    choices: Sequence[str] = (),
+) -> Call[int]:
+    """Record what came of a prompt with these demonstrations (their ids), and give its number."""
+    outcome = {
+        "input": input,
+        "choices": list(choices),
+        "demonstrations": list(demonstrations),
+        "output": output,
+        "score": score,
+        "correct": correct,
+        "corrected_output": corrected_output,
+    }
+    return Call("POST", "/v1/feedback", lambda a: int(a["ids"][0]), {"pool": pool, "outcomes": [outcome]})
 
 
 # -- JSON and back

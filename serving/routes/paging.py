@@ -10,7 +10,7 @@ from fastapi import Query
 
 from udr.errors import ConfigError
 
-__all__ = ["Cursor", "Limit", "next_page", "open_cursor"]
+__all__ = ["Cursor", "Limit", "next_page", "open_cursor", "open_number"]
 
 Limit = Annotated[int, Query(ge=1, le=1000)]
 Cursor = Annotated[str, Query(max_length=1024, description="What the page before gave as `next`.")]
@@ -34,3 +34,15 @@ def open_cursor(cursor: str) -> str:
     if "\x00" in found:
         raise ConfigError("cursor: not one that this list gave")
     return found
+
+
+def open_number(cursor: str) -> int:
+    """The last item's number, of a list that goes by numbers; 0 before the first.
+
+    Raises:
+        ConfigError: nothing that `next_page` made of a number.
+    """
+    found = open_cursor(cursor) or "0"
+    if not found.isdecimal() or len(found) > 18:
+        raise ConfigError("cursor: not one that this list gave")
+    return int(found)

@@ -12,7 +12,7 @@ from fastapi.responses import StreamingResponse
 from serving.catalog import Pool
 from serving.dependencies import AnyPool, By, Parts, Service, needs, too_many
 from serving.loading import check_demonstration
-from serving.routes.paging import Cursor, Limit, next_page, open_cursor
+from serving.routes.paging import Cursor, Limit, next_page, open_cursor, open_number
 from serving.schemas import (
     AddBody,
     DemonstrationBody,
@@ -103,11 +103,8 @@ def list_demonstrations(
     where: Annotated[str, Query(max_length=10_000, description="Conditions on the metadata, as JSON.")] = "",
 ) -> dict[str, Any]:
     """Demonstrations in the order they came."""
-    after = open_cursor(cursor) or "0"
-    if not after.isdecimal() or len(after) > 18:
-        raise ConfigError("cursor: not one that this list gave")
     conditions = parse_filter(_json_object(where)) if where else ()
-    page, behind = parts.catalog.page(pool, int(after), limit, conditions)
+    page, behind = parts.catalog.page(pool, open_number(cursor), limit, conditions)
     return {"demonstrations": [demonstration_json(d) for d in page]} | next_page(str(behind) if behind else "")
 
 

@@ -32,6 +32,7 @@ __all__ = [
     "demonstration",
     "embedding",
     "encoding",
+    "feedback",
     "idempotency",
     "job",
     "job_part",
@@ -217,5 +218,24 @@ audit = Table(
     Column("pool", Text),
     Column("details", JSON, nullable=False),
     Index("audit_by_age", "at"),
+    sqlite_autoincrement=True,
+)
+
+# what came of prompts
+feedback = Table(
+    "feedback",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("pool_id", BigInteger, ForeignKey("pool.id", ondelete="CASCADE"), nullable=False),
+    Column("at", Float, nullable=False),
+    Column("caller", Text, nullable=False),
+    Column("input", Text, nullable=False),
+    Column("choices", JSON, nullable=False),
+    Column("shown", JSON, nullable=False),  # ids of the demonstrations in the prompt
+    Column("output", Text),  # what the LM answered
+    Column("score", Float),  # from 0, wrong, to 1, right
+    Column("corrected", Text),  # what it should have answered
+    Column("state", Text, nullable=False),  # recorded, or of a correction: waiting, accepted, rejected
+    Index("feedback_in_order", "pool_id", "state", "id"),
     sqlite_autoincrement=True,
 )

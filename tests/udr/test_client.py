@@ -16,7 +16,7 @@ import udr.client
 from serving.settings import Settings
 from tests.serving.tools import served
 from udr.client import AsyncClient, Client
-from udr.errors import ConflictError, NotFoundError, Overloaded, PromptTooLong, ServiceError
+from udr.errors import ConflictError, DataError, NotFoundError, Overloaded, PromptTooLong, ServiceError
 from udr.types import Demonstration, Media, Query
 
 LABELS = {"billing": "Billing", "printer": "Printer"}
@@ -108,6 +108,14 @@ def test_jobs_are_waited_for(client: Any, tickets: str) -> None:
     assert client.wait(client.switch("tickets", "dense")).state == "done"
     with pytest.raises(ServiceError, match="failed"):
         client.wait(client.load("tickets", b"no Parquet", format="parquet"))
+
+
+def test_feedback_is_recorded(client: Any, tickets: str) -> None:
+    first = client.feedback("tickets", "the printer smokes", ["t/2"], output="Billing", correct=False)
+    second = client.feedback("tickets", "the printer smokes", corrected_output="printer")
+    assert second > first
+    with pytest.raises(DataError, match="needs a score"):
+        client.feedback("tickets", "the printer smokes")
 
 
 def test_errors_come_as_what_they_are(client: Any, tickets: str) -> None:

@@ -1,0 +1,118 @@
+"""What came of prompts, and the corrections that wait for a reviewer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, get_args
+
+import sqlalchemy as sa
+
+from serving.sql.audit import acting, record
+from serving.sql.database import Database
+from serving.sql.tables import feedback
+from udr.errors import ConflictError, NotFoundError
+
+__all__ = ["STATES", "FeedbackRow", "FeedbackStore", "Outcome", "State"]
+
+State = Literal["recorded", "waiting", "accepted", "rejected"]
+STATES: tuple[State, ...] = get_args(State)
+
+
+class Outcome(NamedTuple):
+    """What came of one prompt.
+
+    Args:
+        input: of the query.
+        choices: of the query, where it had some.
+        shown: ids of the demonstrations in the prompt.
+        output: what the LM answered.
+        score: from 0, wrong, to 1, right.
+        corrected: what it should have answered.
+    """
+
+    input: str
+    choices: tuple[str, ...]
+    shown: tuple[str, ...]
+    output: str | None
+    score: float | None
+    corrected: str | None
+
+
+class FeedbackRow(NamedTuple):
+    """An outcome as it is stored: `recorded`, or with a correction `waiting` until it is accepted or rejected."""
+
+    id: int
+    at: float
+    caller: str
+    state: State
+    outcome: Outcome
+
+
+class FeedbackStore:
+    """Outcomes of all pools of one database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def add(self, pool_id: int, outcomes: Sequence[Outcome]) -> list[int]:
+        """Store outcomes, all or none, and give their numbers."""
+        now, caller = time.time(), acting.get()
+        values = [
+            {
+                **o._asdict(),
+                "choices": list(o.choices),
+                "shown": list(o.shown),
+                "pool_id": pool_id,
+                "at": now,
+                "caller": caller,
+                "state": "recorded" if o.corrected is None else "waiting",
+            }
+            for o in outcomes
+        ]
+        returning = sa.insert(feedback).returning(feedback.c.id, sort_by_parameter_order=True)
+        with self._database.write() as c:
+            return list(c.execute(returning, values).scalars())
+
+    def page(self, pool_id: int, after: int = 0, limit: int = 100, state: State | None = None) -> list[FeedbackRow]:
+        """Outcomes in the order they came, from the one after `after`; `state`: only those."""
+        query = sa.select(feedback).where(feedback.c.pool_id == pool_id, feedback.c.id > after)
+        if state is not None:
+            query = query.where(feedback.c.state == state)
+        with self._database.read(fresh=True) as c:
+            return [_row(r) for r in c.execute(query.order_by(feedback.c.id).limit(limit))]
+
+    def get(self, pool_id: int, number: int) -> FeedbackRow:
+        """One outcome.
+
+        Raises:
+            NotFoundError: the pool has none of that number.
+        """
+        with self._database.read(fresh=True) as c:
+            own = (feedback.c.pool_id == pool_id) & (feedback.c.id == number)
+            row = c.execute(sa.select(feedback).where(own)).one_or_none()
+        if row is None:
+            raise NotFoundError(f"no feedback {number} on this pool")
+        return _row(row)
+
+    def review(self, pool_id: int, name: str, number: int, state: Literal["accepted", "rejected"]) -> None:
+        """Take a correction off the queue; a second review that says the same changes nothing.
+
+        Raises:
+            NotFoundError: the pool has none of that number.
+            ConflictError: there is no correction, or it was reviewed otherwise.
+        """
+        own = (feedback.c.pool_id == pool_id) & (feedback.c.id == number)
+        with self._database.write() as c:
+            if c.execute(sa.update(feedback).where(own, feedback.c.state == "waiting").values(state=state)).rowcount:
+                record(c, "feedback.review", name, number=number, state=state)
+                return
+        found = self.get(pool_id, number).state
+        if found != state:
+            what = "holds no correction" if found == "recorded" else f"was {found} before"
+            raise ConflictError(f"feedback {number} {what}")
+
+
+def _row(r: sa.Row[tuple[object, ...]]) -> FeedbackRow:
+    outcome = Outcome(r.input, tuple(r.choices), tuple(r.shown), r.output, r.score, r.corrected)
+    return FeedbackRow(r.id, r.at, r.caller, r.state, outcome)
