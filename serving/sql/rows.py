@@ -111,6 +111,7 @@ def known(c: sa.Connection, pool_id: int, keys: Sequence[str]) -> dict[str, tupl
 
 
 def bury(c: sa.Connection, pool_id: int, rows: Sequence[int], seq: int) -> None:
+    """Forget rows, and leave a tombstone of each for the indexes."""
     if not rows:
         return
     c.execute(sa.insert(tombstone), [{"demonstration_id": r, "pool_id": pool_id, "seq": seq} for r in rows])
@@ -141,6 +142,7 @@ def insert(c: sa.Connection, pool_id: int, demonstrations: Sequence[Demonstratio
 
 
 def insert_vectors(c: sa.Connection, encoding_id: int, rows: Sequence[int], vectors: FloatArray, seq: int) -> None:
+    """Store vectors (m, d) of rows (m,) under an encoding."""
     if not len(rows):
         return
     raw = np.ascontiguousarray(vectors, dtype=np.float32)
@@ -159,10 +161,12 @@ def _details(d: Demonstration) -> dict[str, Any]:
 
 
 def hash_of(d: Demonstration) -> str:
+    """Hash of all that a demonstration holds beside its id."""
     return Demonstration("", d.content_hash, repr((d.references, sorted(d.metadata.items())))).content_hash
 
 
 def stored(row: Any) -> Stored:
+    """A row as a demonstration."""
     details = row.details
     own = Demonstration(
         row.key,
@@ -177,4 +181,5 @@ def stored(row: Any) -> Stored:
 
 
 def portions(values: Sequence[T]) -> Iterator[Sequence[T]]:
+    """Parts that fit one IN (…)."""
     return (values[i : i + _FEW] for i in range(0, len(values), _FEW))
