@@ -1,4 +1,4 @@
-"""A run folder as one page of HTML that needs nothing beside itself: no script, no style sheet, no picture elsewhere."""
+"""A run folder as one page of HTML that needs nothing beside itself: no script, no picture elsewhere."""
 
 from __future__ import annotations
 
@@ -66,12 +66,13 @@ def _table(table: dict[str, object]) -> Iterator[str]:
 
 def _round(one: RoundState) -> Iterator[str]:
     yield f"<h2>Round {one.number}</h2>"
-    trained = (
-        f"{one.steps} steps, loss {one.losses[0]:.3f} → {one.losses[-1]:.3f} {_line(one.losses)}" if one.losses else ""
-    )
-    yield f"<p>Training: {trained or ('under way' if one.training else 'not yet')}</p>"
-    yield "<table><thead><tr><th scope=col>task</th><th scope=col>queries</th><th scope=col>pairs</th>"
-    yield "<th scope=col>median score (nats)</th><th scope=col>best less worst</th><th scope=col>LM scores</th></tr></thead><tbody>"
+    trained = "under way" if one.training else "not yet"
+    if one.losses:
+        trained = f"{one.steps} steps, loss {one.losses[0]:.3f} → {one.losses[-1]:.3f} {_line(one.losses)}"
+    heads = ("task", "queries", "pairs", "median score (nats)", "best less worst", "LM scores")
+    yield f"<p>Training: {trained}</p><table><thead><tr>"
+    yield from (f"<th scope=col>{head}</th>" for head in heads)
+    yield "</tr></thead><tbody>"
     for task in one.proposed:
         scores = one.scored.get(task)
         cells = _cells(scores) if scores else "<td colspan=5>not scored yet</td>"
