@@ -15,6 +15,7 @@ Results: results/service_NAME.json. Run alone: two busy programs on a few cores 
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
 import os
 import resource
@@ -39,6 +40,7 @@ from udr.draw import seeded
 
 TASKS = ("fever", "question_type", "vitaminc", "wikidata_qa", "social_iqa", "timedial")
 K = 8
+_asked = itertools.count()
 HERE = Path(__file__).parent
 
 
@@ -66,16 +68,17 @@ class Tally:
 def clients(
     port: int, path: str, body: Callable[[str], Any], queries: Sequence[str], n: int, seconds: float
 ) -> tuple[Tally, float]:
-    """So many clients, each with a connection of its own, asking one after another."""
+    """So many clients, each with a connection of its own, asking one after another; no query comes twice in a run.
+
+    Some of the peers remember what they have encoded, which a repeated query would measure and a user's would not.
+    """
     tally, lock, stop = Tally(), threading.Lock(), time.perf_counter() + seconds
 
-    def client(number: int) -> None:
+    def client() -> None:
         own, statuses = list[float](), Counter[int]()
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
-        place = number * 7919
         while (begun := time.perf_counter()) < stop:
-            raw = json.dumps(body(queries[place % len(queries)]))
-            place += 1
+            raw = json.dumps(body(queries[next(_asked) % len(queries)]))
             connection.request("POST", path, raw, {"Content-Type": "application/json"})
             answer = connection.getresponse()
             answer.read()
@@ -89,7 +92,7 @@ def clients(
             tally.seconds += own
             tally.statuses += statuses
 
-    threads = [threading.Thread(target=client, args=(i,)) for i in range(n)]
+    threads = [threading.Thread(target=client) for _ in range(n)]
     begun = time.perf_counter()
     for thread in threads:
         thread.start()
@@ -175,17 +178,15 @@ def memory_mb(pid: int) -> float:
 
 
 def real_rows(data: str, count: int) -> tuple[list[dict[str, str]], list[str]]:
-    """Demonstrations of several tasks, and queries that are none of them."""
-    rows, queries = [], []
+    """Demonstrations of several tasks, and all the others' inputs as queries."""
+    every: dict[str, dict[str, str]] = {}  # no two inputs alike
     for name in TASKS:
         task = open_task(Path(data) / f"{name}.parquet")
-        rows += [{"input": d.input, "output": d.output} for d in task.train]
-        queries += [d.input for d in task.test[:200]]
-    inputs = {row["input"]: row for row in rows}  # no two alike
-    rows = [inputs[key] for key in seeded("rows").permutation(list(inputs))][:count]
-    if len(rows) < count:
-        raise SystemExit(f"{len(rows)} demonstrations, {count} are asked for")
-    return rows, [queries[i] for i in seeded("queries").permutation(len(queries))]
+        every |= {d.input: {"input": d.input, "output": d.output} for d in (*task.train, *task.test)}
+    if len(every) < count:
+        raise SystemExit(f"{len(every)} demonstrations, {count} are asked for")
+    shuffled = [every[key] for key in seeded("rows").permutation(list(every))]
+    return shuffled[:count], [row["input"] for row in shuffled[count:]]
 
 
 def peers(data: str, encoder: str, python: str = sys.executable, seconds: float = 15.0, count: int = 10_000) -> None:
