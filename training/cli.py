@@ -6,7 +6,7 @@ import dataclasses
 import json
 import sys
 from contextlib import closing
-from datetime import date, timedelta
+from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,9 +14,11 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from training.cli_scores import scores_app
+from training.printing import Json, print_result
 from training.settings import RunConfig
 from udr.config import load_config
-from udr.errors import ConfigError, MissingDependencyError, UDRError, UnknownNameError
+from udr.errors import ConfigError, MissingDependencyError, UDRError
 
 __all__ = ["app", "main"]
 
@@ -24,7 +26,6 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 tasks_app = typer.Typer(no_args_is_help=True, help="The registry of tasks.")
 data_app = typer.Typer(no_args_is_help=True, help="Fetch task data.")
 lm_app = typer.Typer(no_args_is_help=True, help="Prepare language models.")
-scores_app = typer.Typer(no_args_is_help=True, help="The cache of LM scores.")
 app.add_typer(tasks_app, name="tasks")
 app.add_typer(data_app, name="data")
 app.add_typer(lm_app, name="lm")
@@ -41,12 +42,9 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace the file's.")
 ]
 Round = Annotated[int, typer.Option("--round", min=0, help="Mining round; 0 is the lexical one.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DataFolder = Annotated[Path | None, typer.Option("--data", help="Folder with NAME.parquet tables and manifest.json.")]
 RetrieverFolder = Annotated[Path, typer.Option("--retriever", help="A retriever folder (OUT/retriever of a run).")]
 TaskName = Annotated[str, typer.Option("--task", help="A task of the retriever, or a .jsonl/.csv/.parquet/.yaml file.")]
-CacheFile = Annotated[Path, typer.Argument(metavar="CACHE", help="The score cache, scores.sqlite.")]
-ModelOption = Annotated[str | None, typer.Option("--model", help="Only of this LM (a fingerprint of `stats`).")]
 Scorers = Annotated[
     list[str] | None,
     typer.Option("--scorer", metavar="URL", help="An LLM server that holds the LM, instead of one in process; repeat."),
@@ -54,10 +52,6 @@ Scorers = Annotated[
 Inputs = Annotated[list[str], typer.Argument(metavar="INPUT...", help="One or more inputs.")]
 TopK = Annotated[int, typer.Option("--k", min=1, help="How many demonstrations.")]
 Selection = Annotated[str, typer.Option(help="top_k, mmr, dpp, coverage or balanced.")]
-
-
-def _print(value: Any, as_json: bool, text: str) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False) if as_json else text)
 
 
 def _tell(line: str) -> None:
@@ -104,7 +98,7 @@ def run(config: ConfigFile, overrides: Overrides = None, scorers: Scorers = None
     if not load_config(RunConfig, config, overrides or ()).train.multi_task:
         stages.remove("index")  # single-task encoders (an ablation) have no common index
     table = _run(config, overrides, *stages)
-    _print(table.as_json(), as_json, table.markdown())
+    print_result(table.as_json(), as_json, table.markdown())
 
 
 @app.command()
@@ -137,7 +131,7 @@ def score(
     for name, e in rows.items():
         left = str(timedelta(seconds=round(e.seconds)))
         lines.append(f"{name:22} {e.pairs:12,} {e.requests:12,} {e.known:12,} {e.tokens:15,} {left:>9}")
-    _print({name: dataclasses.asdict(e) for name, e in rows.items()}, as_json, "\n".join(lines))
+    print_result({name: dataclasses.asdict(e) for name, e in rows.items()}, as_json, "\n".join(lines))
 
 
 @app.command()
@@ -156,7 +150,7 @@ def index(config: ConfigFile, overrides: Overrides = None) -> None:
 def evaluate(config: ConfigFile, overrides: Overrides = None, scorers: Scorers = None, as_json: Json = False) -> None:
     """Answer test queries with every method's demonstrations and print one table."""
     table = _run(config, _with_servers(overrides, scorers), "evaluate")
-    _print(table.as_json(), as_json, table.markdown())
+    print_result(table.as_json(), as_json, table.markdown())
 
 
 @app.command()
@@ -179,7 +173,7 @@ def runs(
         averages = {m: rows["average"] for m, rows in one.tables.get("table", {"scores": {}})["scores"].items()}
         told = "  ".join(f"{m} {value:.1f}" for m, value in averages.items())
         lines.append(f"{one.folder}  {len(one.settings.tasks)} tasks  {one.stage}  {told}".rstrip())
-    _print([one.as_json() for one in found], as_json, "\n".join(lines))
+    print_result([one.as_json() for one in found], as_json, "\n".join(lines))
 
 
 @app.command()
@@ -222,7 +216,7 @@ def retrieve(
     for text, own in zip(inputs, found, strict=True):
         lines.append(f"# {text}")
         lines += [f"{f.rank:3d}  {f.similarity:7.4f}  {_one_line(f.demonstration)}" for f in own]
-    _print(rows, as_json, "\n".join(lines))
+    print_result(rows, as_json, "\n".join(lines))
 
 
 @app.command()
@@ -251,7 +245,7 @@ def prompt(
     for row in rows:
         texts.append(row["text"] + (f" {row['answer']}" if answer else ""))
         texts += [f"[dropped {d['demonstration_id']}: {d['reason']}]" for d in row["dropped"]]
-    _print(rows, as_json, "\n\n".join(texts))
+    print_result(rows, as_json, "\n\n".join(texts))
 
 
 @app.command()
@@ -329,7 +323,7 @@ def tasks_list(data: DataFolder = None, as_json: Json = False) -> None:
     names = sorted({*known_tasks(), *(read_manifest(data) if data else ())})
     specs = [load_spec(name, data) for name in names]
     rows = [{"name": s.name, "family": s.family, "kind": s.kind, "metric": s.metric} for s in specs]
-    _print(rows, as_json, "\n".join(f"{s.name:22} {s.family:24} {s.kind:15} {s.metric}" for s in specs))
+    print_result(rows, as_json, "\n".join(f"{s.name:22} {s.family:24} {s.kind:15} {s.metric}" for s in specs))
 
 
 @tasks_app.command("show")
@@ -338,7 +332,7 @@ def tasks_show(name: str, data: DataFolder = None, as_json: Json = False) -> Non
     from udr.tasks import load_spec
 
     spec = load_spec(name, data)
-    _print(spec.model_dump(mode="json"), as_json, spec.dump_yaml().rstrip())
+    print_result(spec.model_dump(mode="json"), as_json, spec.dump_yaml().rstrip())
 
 
 @tasks_app.command("check")
@@ -390,70 +384,6 @@ def lm_gemma(out: Path) -> None:
     from udr.scoring.gguf import assemble_package, convert_gguf
 
     typer.echo(str(convert_gguf(assemble_package(out.parent), out)))
-
-
-@scores_app.command("stats")
-def scores_stats(cache: CacheFile, as_json: Json = False) -> None:
-    """How many scores of which LM, and from when."""
-    found = _open_scores(cache).stats()
-    rows = [m._asdict() | {"first": m.first.isoformat(), "last": m.last.isoformat()} for m in found]
-    total = sum(m.scores for m in found)
-    size = sum(f.stat().st_size for f in cache.parent.glob(f"{cache.name}*"))
-    lines = [f"{m.scores:12,}  {m.first} to {m.last}  {m.fingerprint or '(an unknown LM)'}" for m in found]
-    lines.append(f"{total:12,}  in all, {size / 1e6:,.1f} MB")
-    _print({"scores": total, "bytes": size, "models": rows}, as_json, "\n".join(lines))
-
-
-@scores_app.command("export")
-def scores_export(cache: CacheFile, out: Path, model: ModelOption = None) -> None:
-    """Write the scores to a Parquet file that others can import."""
-    from udr.scoring.exchange import export_scores
-
-    typer.echo(f"{out}: {export_scores(_open_scores(cache), out, model):,} scores")
-
-
-@scores_app.command("import")
-def scores_import(
-    cache: Annotated[Path, typer.Argument(help="scores.sqlite; made if absent.")], files: list[Path]
-) -> None:
-    """Add the scores of Parquet files; those that are known already stay as they are."""
-    from udr.scoring.cache import ScoreCache
-    from udr.scoring.exchange import import_scores
-
-    opened = ScoreCache(cache)
-    for file in files:
-        found = import_scores(opened, file)
-        apart = f", {found.apart:,} of them other than here by more than rounding" if found.apart else ""
-        typer.echo(f"{file}: {found.new:,} new, {found.known:,} known{apart}")
-
-
-@scores_app.command("prune")
-def scores_prune(
-    cache: CacheFile,
-    model: ModelOption = None,
-    older_than: Annotated[int | None, typer.Option("--older-than", min=1, help="Days.")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="All there are.")] = False,
-) -> None:
-    """Forget the scores of an LM, or old ones, or all."""
-    if (model is None and older_than is None) != everything:
-        raise ConfigError("udr scores prune: say which: --model FINGERPRINT, --older-than DAYS, or else --all")
-    opened = _open_scores(cache)
-    known = [m.fingerprint for m in opened.stats()]
-    if model is not None and model not in known:
-        raise UnknownNameError("model", model, known)
-    before = date.today() - timedelta(older_than) if older_than else None
-    typer.echo(f"{cache}: {opened.prune(model, before):,} scores forgotten")
-
-
-def _open_scores(path: Path) -> Any:
-    """A cache that is there: a misspelt name must not begin an empty one."""
-    from udr.scoring.cache import ScoreCache
-
-    if not path.is_file():
-        raise ConfigError(
-            f"{path}: no such score cache; the setting `scores` names it (default: beside the run folder)"
-        )
-    return ScoreCache(path)
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
@@ -13,6 +13,7 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
+from serving.access import Caller
 from serving.answering import encode, fit, retrieve
 from serving.catalog import Pool
 from serving.dependencies import By, Parts, Service, too_many, visible
@@ -33,6 +34,7 @@ from serving.schemas import Body, FrontBody, RetrieveBody
 from serving.upstream import Relay, Upstream
 from udr.errors import ConfigError, NotFoundError
 from udr.retriever import SPARES
+from udr.tasks.spec import TaskSpec
 from udr.types import Prompt, Query
 
 __all__ = ["router"]
@@ -46,28 +48,21 @@ _ANY = {"requestBody": {"required": True, "content": {"application/json": {"sche
 @router.post("/chat/completions", openapi_extra=_ANY, response_class=Response)
 async def chat(request: Request, parts: Service, caller: By) -> Response:
     """As the LLM server's, with `model` as `POOL@MODEL`; a field `udr` replaces settings of the pool's front."""
-    upstream, body = _upstream(parts), await _json(request)
-    to, own = addressed(body, request.headers.get(POOL_HEADER)), body.pop(FIELD, None)
-    told: list[tuple[bytes, bytes]] = []
-    if to.pool:
-        front = front_of(await _kept(parts, caller, to.pool), own)
-        pool, (prompt,) = await _prompts(parts, caller, to.pool, front, [chat_query(body)])
-        body = with_turns(body, pool.spec, prompt) if front.style == "turns" else with_text(body, prompt)
-        told = _told(pool, [prompt])
-    return _relay(upstream, request, parts, {**body, "model": to.model}, told)
+
+    def placed(body: dict[str, Any], front: FrontBody, spec: TaskSpec, prompts: Sequence[Prompt]) -> dict[str, Any]:
+        return with_turns(body, spec, prompts[0]) if front.style == "turns" else with_text(body, prompts[0])
+
+    return await _forward(request, parts, caller, lambda body: [chat_query(body)], placed)
 
 
 @router.post("/completions", openapi_extra=_ANY, response_class=Response)
 async def complete(request: Request, parts: Service, caller: By) -> Response:
     """As the LLM server's; a prompt is a query, and what goes on is the finished prompt."""
-    upstream, body = _upstream(parts), await _json(request)
-    to, own = addressed(body, request.headers.get(POOL_HEADER)), body.pop(FIELD, None)
-    told: list[tuple[bytes, bytes]] = []
-    if to.pool:
-        front = front_of(await _kept(parts, caller, to.pool), own)
-        pool, prompts = await _prompts(parts, caller, to.pool, front, completion_queries(body))
-        body, told = with_prompts(body, prompts), _told(pool, prompts)
-    return _relay(upstream, request, parts, {**body, "model": to.model}, told)
+
+    def placed(body: dict[str, Any], front: FrontBody, spec: TaskSpec, prompts: Sequence[Prompt]) -> dict[str, Any]:
+        return with_prompts(body, prompts)
+
+    return await _forward(request, parts, caller, completion_queries, placed)
 
 
 @router.get("/models")
@@ -111,7 +106,7 @@ async def embed(body: EmbeddingsBody, parts: Service, caller: By) -> Response:
     return Response(orjson.dumps(whole), media_type="application/json")
 
 
-def _encoder(parts: Parts, caller: By, model: str) -> PoolEncoder:
+def _encoder(parts: Parts, caller: Caller, model: str) -> PoolEncoder:
     """What a name of `embeddings` stands for."""
     pool, at, rest = model.partition("@")
     if not at:
@@ -140,13 +135,33 @@ async def _json(request: Request) -> dict[str, Any]:
     return body
 
 
-async def _kept(parts: Parts, caller: By, name: str) -> dict[str, Any] | None:
+async def _forward(
+    request: Request,
+    parts: Parts,
+    caller: Caller,
+    queries_of: Callable[[dict[str, Any]], list[str]],
+    placed: Callable[[dict[str, Any], FrontBody, TaskSpec, Sequence[Prompt]], dict[str, Any]],
+) -> Relay:
+    """Put the demonstrations of the pool that `model` names into a request, and send it on."""
+    upstream, body = _upstream(parts), await _json(request)
+    to, own = addressed(body, request.headers.get(POOL_HEADER)), body.pop(FIELD, None)
+    told: list[tuple[bytes, bytes]] = []
+    if to.pool:
+        front = front_of(await _kept(parts, caller, to.pool), own)
+        pool, prompts = await _prompts(parts, caller, to.pool, front, queries_of(body))
+        body, told = placed(body, front, pool.spec, prompts), _told(pool, prompts)
+    path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+    content = orjson.dumps({**body, "model": to.model})
+    return Relay(upstream, upstream.request(path, content, _headers(request, parts).items()), told)
+
+
+async def _kept(parts: Parts, caller: Caller, name: str) -> dict[str, Any] | None:
     pool = await run_sync(parts.catalog.pool, visible(caller, name))
     return None if pool.row.front is None else dict(pool.row.front)
 
 
 async def _prompts(
-    parts: Parts, caller: By, pool: str, front: FrontBody, queries: Sequence[str]
+    parts: Parts, caller: Caller, pool: str, front: FrontBody, queries: Sequence[str]
 ) -> tuple[Pool, list[Prompt]]:
     choice = front.model_dump(include=set(RetrieveBody.model_fields))
     asked = RetrieveBody(pool=pool, queries=list(queries), **choice)
@@ -172,10 +187,3 @@ def _headers(request: Request, parts: Parts) -> dict[str, str]:
     if parts.settings.key:
         headers.pop("authorization", None)
     return headers
-
-
-def _relay(
-    upstream: Upstream, request: Request, parts: Parts, body: dict[str, Any], told: Sequence[tuple[bytes, bytes]]
-) -> Relay:
-    path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-    return Relay(upstream, upstream.request(path, orjson.dumps(body), _headers(request, parts).items()), told)
