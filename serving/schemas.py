@@ -19,6 +19,8 @@ from udr.selection import ORDERS, SELECTIONS
 from udr.types import Demonstration, Media, Prompt, Query
 
 __all__ = [
+    "KEY_PATTERN",
+    "LONGEST_KEY",
     "AddBody",
     "Body",
     "DemonstrationBody",
@@ -42,7 +44,8 @@ __all__ = [
     "retrieved_json",
 ]
 
-Key = Annotated[str, StringConstraints(min_length=1, max_length=512, pattern=r"^[^\x00-\x1f\x7f]+$")]
+KEY_PATTERN, LONGEST_KEY = r"^[^\x00-\x1f\x7f]+$", 512
+Key = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_KEY, pattern=KEY_PATTERN)]
 MetadataValue = StrictBool | int | float | str
 
 

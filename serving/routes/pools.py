@@ -14,6 +14,8 @@ from serving.dependencies import AnyPool, By, Parts, Service, needs, too_many
 from serving.loading import check_demonstration
 from serving.routes.paging import Cursor, Limit, next_page, open_cursor, open_number
 from serving.schemas import (
+    KEY_PATTERN,
+    LONGEST_KEY,
     AddBody,
     DemonstrationBody,
     FrontBody,
@@ -30,7 +32,7 @@ from udr.types import Demonstration
 __all__ = ["router"]
 
 router = APIRouter(prefix="/v1/pools", tags=["pools"])
-DemonstrationKey = Annotated[str, Path(max_length=512)]
+DemonstrationKey = Annotated[str, Path(max_length=LONGEST_KEY, pattern=KEY_PATTERN)]
 _WRITES, _RULES = [Depends(needs("write"))], [Depends(needs("admin"))]
 
 
