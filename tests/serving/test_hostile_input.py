@@ -65,7 +65,7 @@ def test_a_path_that_leaves_the_service_leads_nowhere(client: TestClient, path: 
     assert client.get(path).status_code in (404, 422)
 
 
-@pytest.mark.parametrize("key", ["%01", "a%0Ab", "%7F", "x" * 513])
+@pytest.mark.parametrize("key", ["%01", "a%09b", "%7F", "x" * 513])
 def test_an_id_with_control_characters_is_none(client: TestClient, pool: str, key: str) -> None:
     one_line(client.put(f"{pool}/demonstrations/{key}", json={"input": "a", "output": "b"}), 422)
     one_line(client.get(f"{pool}/demonstrations/{key}"), 422)
