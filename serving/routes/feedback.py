@@ -1,4 +1,4 @@
-"""What came of prompts: recorded, reviewed, and given back as signals for the next mining round."""
+"""What came of prompts: recorded, reviewed, and given back."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def list_feedback(
 def export_feedback(
     pool: AnyPool, parts: Service, state: Annotated[State | None, Query(description="Only those.")] = None
 ) -> StreamingResponse:
-    """All outcomes as NDJSON: `udr train --feedback` reads them."""
+    """All outcomes as NDJSON, in the order they came."""
 
     def lines() -> Iterator[bytes]:
         after = 0
