@@ -9,11 +9,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints
 
 from serving.choosing import PassedOver
-from serving.sql.feedback import FeedbackRow, Outcome
+from serving.sql.feedback import FeedbackRow
 from serving.sql.jobs import COUNTS, JobRow
 from serving.sql.keys import Role
 from udr.errors import DataError
 from udr.filters import as_text, parse_filter
+from udr.outcomes import Outcome
 from udr.retriever import Retrieved
 from udr.selection import ORDERS, SELECTIONS
 from udr.types import Demonstration, Media, Prompt, Query
@@ -344,8 +345,8 @@ def prompt_json(prompt: Prompt, messages: list[dict[str, str]], found: Sequence[
 
 def feedback_json(row: FeedbackRow) -> dict[str, Any]:
     """An outcome in an answer; what was not stated is left out."""
-    o = row.outcome
-    found: dict[str, Any] = {"id": row.id, "at": row.at, "caller": row.caller, "state": row.state, "input": o.input}
+    number, state, o = row.recorded
+    found: dict[str, Any] = {"id": number, "at": row.at, "caller": row.caller, "state": state, "input": o.input}
     more = {"choices": list(o.choices), "demonstrations": list(o.shown)}
     stated = {"output": o.output, "score": o.score, "corrected_output": o.corrected}
     return found | {k: v for k, v in more.items() if v} | {k: v for k, v in stated.items() if v is not None}

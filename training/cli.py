@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -19,6 +20,9 @@ from training.printing import Json, print_result
 from training.settings import RunConfig
 from udr.config import load_config
 from udr.errors import ConfigError, MissingDependencyError, UDRError
+
+if TYPE_CHECKING:
+    from training.run import Run
 
 __all__ = ["app", "main"]
 
@@ -63,8 +67,9 @@ def _with_servers(overrides: list[str] | None, scorers: list[str] | None) -> lis
     return [*(overrides or ()), *([f"lm.servers={json.dumps(scorers)}"] if scorers else ())]
 
 
-def _run(config: Path, overrides: list[str] | None, *stages: str, number: int = 0) -> Any:
-    from training import evaluate as evaluation
+@contextmanager
+def _opened(config: Path, overrides: list[str] | None) -> Iterator[Run]:
+    """A run folder that no other command is at work in."""
     from training import run as pipeline
     from training.progress import hush_transformers, reporting
 
@@ -75,6 +80,14 @@ def _run(config: Path, overrides: list[str] | None, *stages: str, number: int = 
         pipeline.alone_in(settings.out),
         closing(pipeline.open_run(settings, report)) as run,
     ):
+        yield run
+
+
+def _run(config: Path, overrides: list[str] | None, *stages: str, number: int = 0) -> Any:
+    with _opened(config, overrides) as run:
+        from training import evaluate as evaluation
+        from training import run as pipeline
+
         result: Any = None
         if "evaluate" in stages:
             evaluation.evaluated_tasks(run)  # before hours of mining
@@ -135,9 +148,26 @@ def score(
 
 
 @app.command()
-def train(config: ConfigFile, overrides: Overrides = None, number: Round = 0) -> None:
+def train(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    number: Round = 0,
+    feedback: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TASK=FILE", help="One more round, on outcomes that the service exported; repeat."),
+    ] = None,
+    scorers: Scorers = None,
+) -> None:
     """List-wise training on one round's ranked lists."""
-    _run(config, overrides, "train", number=number)
+    overrides = _with_servers(overrides, scorers)
+    if not feedback:
+        _run(config, overrides, "train", number=number)
+        return
+    from training.feedback import train_on_feedback
+
+    with _opened(config, overrides) as run:
+        files = {task: Path(file) for task, file in (_named("--feedback", feedback, "TASK=FILE") or {}).items()}
+        typer.echo("\n".join(train_on_feedback(run, files)))
 
 
 @app.command()
@@ -297,12 +327,12 @@ def _database(given: str | None) -> str:
     return found
 
 
-def _named(option: str, pairs: list[str] | None) -> dict[str, str] | None:
-    """NAME=FOLDER options as a mapping; None where there are none."""
+def _named(option: str, pairs: list[str] | None, form: str = "NAME=FOLDER") -> dict[str, str] | None:
+    """Options of a form such as NAME=FOLDER as a mapping; None where there are none."""
     if not pairs:
         return None
     if any(not all(pair.partition("=")) for pair in pairs):
-        raise ConfigError(f"{option}: expected NAME=FOLDER")
+        raise ConfigError(f"{option}: expected {form}")
     return {name: folder for name, _, folder in (pair.partition("=") for pair in pairs)}
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from training.plots import plot_table
-from training.run import Run, by_name, encoder_folder, fit_and_save, is_trained, ranked_tasks, rounds_of
+from training.run import Run, by_name, encoder_folder, final_round, fit_and_save, is_trained, ranked_tasks, rounds_of
 from udr.artifacts import read_json, write_atomically, write_json
 from udr.data import TaskData
 from udr.encoder import BiEncoder, load_encoder
@@ -44,7 +44,7 @@ def index(run: Run) -> Path:
     path = run.out / "retriever"
     if not run.config.train.multi_task:
         raise ConfigError("train.multi_task: false trains one encoder a task; a retriever folder holds one for all")
-    source = encoder_folder(run, run.config.mining.rounds, "")
+    source = encoder_folder(run, final_round(run), "")
     if not source.is_dir():
         raise ArtifactError(f"{source}: not trained yet; run: udr train")
     if encoder_fingerprint(path / "encoder") != encoder_fingerprint(source):
@@ -118,7 +118,7 @@ def mixture_path(run: Run, method: str, name: str) -> Path:
 
 def trained_folder(run: Run, method: str, name: str) -> Path:
     """Where the encoder of a method that learns lies."""
-    return run.out / method / name if method in EPR else encoder_folder(run, run.config.mining.rounds, name)
+    return run.out / method / name if method in EPR else encoder_folder(run, final_round(run), name)
 
 
 def encoder_fingerprint(folder: Path) -> str | None:

@@ -42,7 +42,7 @@ from udr.scoring.estimate import Estimate, estimate
 from udr.train import Objective, RankedTask, fit, forgotten
 from udr.types import CandidateList, Progress
 
-__all__ = ["Run", "estimate_score", "mine_and_train", "open_run", "propose", "score", "train"]
+__all__ = ["Run", "estimate_score", "final_round", "mine_and_train", "open_run", "propose", "score", "train"]
 
 Note = Callable[[], str] | None  # what else is worth telling beside how far the work is
 
@@ -356,6 +356,14 @@ def encoder_folder(run: Run, number: int, name: str) -> Path:
     """Where the encoder that serves a task after a round lies."""
     folder = run.round_folder(number)
     return folder / "encoder" if run.config.train.multi_task else folder / f"encoder-{name}"
+
+
+def final_round(run: Run) -> int:
+    """The last round: `mining.rounds`, or the last one behind it that learnt from feedback."""
+    number = run.config.mining.rounds
+    while is_trained(encoder_folder(run, number + 1, "")):
+        number += 1
+    return number
 
 
 def mine_and_train(run: Run) -> None:

@@ -95,7 +95,8 @@ class RunState:
         if not self.rounds:
             return "not begun"
         last, tasks = self.rounds[-1], len(self.settings.tasks)
-        of = f"round {last.number} of {self.settings.mining.rounds}"
+        rounds = self.settings.mining.rounds
+        of = f"round {last.number} of {rounds}" if last.number <= rounds else f"round {last.number}, on feedback"
         if last.steps:
             return f"{of}: trained"
         if last.training:

@@ -116,7 +116,7 @@ class RunConfig(StrictConfig):
 
     out: Path  # the run folder
     tasks: tuple[str, ...] = Field(min_length=1)  # registry names, manifest names or YAML files
-    data: Path | None = None  # folder with NAME.{parquet,jsonl,csv}; hub tasks need none
+    data: Path | None = None  # folder with NAME.{parquet,jsonl,ndjson,csv}; hub tasks need none
     scores: Path | None = None  # the score cache; default: `scores.sqlite` beside the run folder
     seed: int = 0  # of every draw: queries, candidates, batches, dropout, the bootstrap
     lm: LMSettings = LMSettings()

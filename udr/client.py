@@ -152,6 +152,8 @@ class Client:
     retrieve = _sync(api.retrieve)
     prompt = _sync(api.prompt)
     feedback = _sync(api.feedback)
+    outcomes = _sync(api.outcomes)
+    review = _sync(api.review)
 
     def wait(self, job: Job) -> Job:
         """Wait until a job has ended.
@@ -211,6 +213,8 @@ class AsyncClient:
     retrieve = _awaited(api.retrieve)
     prompt = _awaited(api.prompt)
     feedback = _awaited(api.feedback)
+    outcomes = _awaited(api.outcomes)
+    review = _awaited(api.review)
 
     async def wait(self, job: Job) -> Job:
         """Wait until a job has ended.

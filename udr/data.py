@@ -17,7 +17,7 @@ from udr.types import Demonstration
 
 __all__ = ["TaskData", "load_task_data", "open_task", "read_demonstrations", "read_rows", "write_demonstrations"]
 
-FORMATS = (".parquet", ".jsonl", ".csv")
+FORMATS = (".parquet", ".jsonl", ".ndjson", ".csv")
 SPEC_FORMATS = (".yaml", ".yml")
 
 
@@ -43,14 +43,14 @@ class TaskData:
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line, row) of a .jsonl, .csv or .parquet table; lines count from 1, the CSV header included.
+    """Yield (line, row) of a .jsonl (or .ndjson), .csv or .parquet table; lines count from 1, the CSV header included.
 
     Raises:
         DataError: no such file, an unknown format, or a line that does not parse.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file")
-    if path.suffix == ".jsonl":
+    if path.suffix in (".jsonl", ".ndjson"):
         yield from _read_jsonl(path)
     elif path.suffix == ".csv":
         yield from _read_csv(path)
@@ -178,7 +178,7 @@ def _text(value: str, where: str, column: str) -> str:
 
 
 def load_task_data(spec: TaskSpec, data_dir: Path | None = None, pool: Path | None = None) -> TaskData:
-    """Find a task's rows: an explicit table, `data_dir/NAME.{parquet,jsonl,csv}`, or the hub source of its YAML file.
+    """Find a task's rows: an explicit table, `data_dir/NAME` with an ending of `FORMATS`, or its hub source.
 
     Test rows whose input also stands in the train split are left out, so that no score measures memory.
 

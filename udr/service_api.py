@@ -27,10 +27,12 @@ __all__ = [
     "get",
     "job_of",
     "load",
+    "outcomes",
     "pool",
     "pools",
     "prompt",
     "retrieve",
+    "review",
     "roll_back",
     "switch",
 ]
@@ -225,6 +227,20 @@ def feedback(
         "corrected_output": corrected_output,
     }
     return Call("POST", "/v1/feedback", lambda a: int(a["ids"][0]), {"pool": pool, "outcomes": [outcome]})
+
+
+def outcomes(
+    pool: str, *, state: str = "", cursor: str = "", limit: int = 100
+) -> Call[tuple[list[dict[str, Any]], str]]:
+    """What came of prompts, in the order it came, and the cursor behind it; state "waiting" is the review queue."""
+    params = {"state": state, "cursor": cursor, "limit": limit}
+    return Call("GET", f"{_at(pool)}/feedback", lambda a: (list(a["feedback"]), a["next"] or ""), params=params)
+
+
+def review(pool: str, number: int, accept: bool, output: str | None = None) -> Call[dict[str, Any]]:
+    """Accept a corrected output (or a better `output`), which becomes a demonstration, or reject it."""
+    body = {"accept": accept} | ({} if output is None else {"output": output})
+    return Call("POST", f"{_at(pool)}/feedback/{number}/review", _same, body)
 
 
 # -- JSON and back

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Annotated, Any
 
 import orjson
@@ -14,9 +15,8 @@ from serving.dependencies import AnyPool, By, Service, needs, too_many, visible
 from serving.loading import check_demonstration, check_text
 from serving.routes.paging import Cursor, Limit, next_page, open_number
 from serving.schemas import FeedbackBody, ReviewBody, demonstration_json, feedback_json
-from serving.sql.feedback import State
 from udr.errors import ConflictError
-from udr.types import Demonstration
+from udr.outcomes import State
 
 __all__ = ["router"]
 
@@ -47,7 +47,7 @@ def list_feedback(
 ) -> dict[str, Any]:
     """Outcomes in the order they came; `state=waiting` is the review queue."""
     rows = parts.feedback.page(pool.row.id, open_number(cursor), limit, state)
-    behind = str(rows[-1].id) if len(rows) == limit else ""
+    behind = str(rows[-1].recorded.id) if len(rows) == limit else ""
     return {"feedback": [feedback_json(row) for row in rows]} | next_page(behind)
 
 
@@ -61,7 +61,7 @@ def export_feedback(
         after = 0
         while page := parts.feedback.page(pool.row.id, after, _PAGE, state):
             yield b"".join(orjson.dumps(feedback_json(row)) + b"\n" for row in page)
-            after = page[-1].id
+            after = page[-1].recorded.id
 
     return StreamingResponse(lines(), media_type="application/x-ndjson")
 
@@ -69,18 +69,18 @@ def export_feedback(
 @router.post("/pools/{name}/feedback/{number}/review", dependencies=_WRITES)
 def review_feedback(pool: AnyPool, number: Number, body: ReviewBody, parts: Service) -> dict[str, Any]:
     """Accept a corrected output, which becomes a demonstration, or reject it."""
-    row = parts.feedback.get(pool.row.id, number)
+    recorded = parts.feedback.get(pool.row.id, number).recorded
     if not body.accept:
         parts.feedback.review(pool.row.id, pool.row.name, number, "rejected")
         return {"id": number, "state": "rejected"}
-    if row.state not in ("waiting", "accepted"):
-        raise ConflictError(f"feedback {number} is {row.state}; only a waiting correction can be accepted")
-    output = body.output if body.output is not None else row.outcome.corrected
-    made = Demonstration(
-        f"feedback-{number}", row.outcome.input, output or "", row.outcome.choices, metadata={"source": "feedback"}
-    )
+    if recorded.state not in ("waiting", "accepted"):
+        raise ConflictError(f"feedback {number} is {recorded.state}; only a waiting correction can be accepted")
+    output = body.output if body.output is not None else recorded.outcome.corrected or ""
+    if recorded.state == "accepted" and output != recorded.outcome.corrected:
+        raise ConflictError(f"feedback {number} was accepted with another output before; change the demonstration")
+    made = replace(recorded.solved(output), metadata={"source": "feedback"})
     check_demonstration(made, "output", parts.settings.max_text)
     # the demonstration first: a review that was cut short between the two is sent again and finds it there
     parts.catalog.write(pool, [made], "replace")
-    parts.feedback.review(pool.row.id, pool.row.name, number, "accepted")
+    parts.feedback.review(pool.row.id, pool.row.name, number, "accepted", body.output)
     return {"id": number, "state": "accepted", "demonstration": demonstration_json(made)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import sqlalchemy as sa
 
@@ -12,41 +12,17 @@ from serving.sql.audit import acting, record
 from serving.sql.database import Database
 from serving.sql.tables import feedback
 from udr.errors import ConflictError, NotFoundError
+from udr.outcomes import Outcome, RecordedOutcome, State
 
-__all__ = ["STATES", "FeedbackRow", "FeedbackStore", "Outcome", "State"]
-
-State = Literal["recorded", "waiting", "accepted", "rejected"]
-STATES: tuple[State, ...] = get_args(State)
-
-
-class Outcome(NamedTuple):
-    """What came of one prompt.
-
-    Args:
-        input: of the query.
-        choices: of the query, where it had some.
-        shown: ids of the demonstrations in the prompt.
-        output: what the LM answered.
-        score: from 0, wrong, to 1, right.
-        corrected: what it should have answered.
-    """
-
-    input: str
-    choices: tuple[str, ...]
-    shown: tuple[str, ...]
-    output: str | None
-    score: float | None
-    corrected: str | None
+__all__ = ["FeedbackRow", "FeedbackStore"]
 
 
 class FeedbackRow(NamedTuple):
-    """An outcome as it is stored: `recorded`, or with a correction `waiting` until it is accepted or rejected."""
+    """An outcome as it is stored, and who told it when (seconds since 1970)."""
 
-    id: int
+    recorded: RecordedOutcome
     at: float
     caller: str
-    state: State
-    outcome: Outcome
 
 
 class FeedbackStore:
@@ -95,8 +71,12 @@ class FeedbackStore:
             raise NotFoundError(f"no feedback {number} on this pool")
         return _row(row)
 
-    def review(self, pool_id: int, name: str, number: int, state: Literal["accepted", "rejected"]) -> None:
+    def review(
+        self, pool_id: int, name: str, number: int, state: Literal["accepted", "rejected"], output: str | None = None
+    ) -> None:
         """Take a correction off the queue; a second review that says the same changes nothing.
+
+        `output` replaces the correction, where the reviewer has corrected it in turn.
 
         Raises:
             NotFoundError: the pool has none of that number.
@@ -104,10 +84,11 @@ class FeedbackStore:
         """
         own = (feedback.c.pool_id == pool_id) & (feedback.c.id == number)
         with self._database.write() as c:
-            if c.execute(sa.update(feedback).where(own, feedback.c.state == "waiting").values(state=state)).rowcount:
+            change = {"state": state} if output is None else {"state": state, "corrected": output}
+            if c.execute(sa.update(feedback).where(own, feedback.c.state == "waiting").values(change)).rowcount:
                 record(c, "feedback.review", name, number=number, state=state)
                 return
-        found = self.get(pool_id, number).state
+        found = self.get(pool_id, number).recorded.state
         if found != state:
             what = "holds no correction" if found == "recorded" else f"was {found} before"
             raise ConflictError(f"feedback {number} {what}")
@@ -115,4 +96,4 @@ class FeedbackStore:
 
 def _row(r: sa.Row[tuple[object, ...]]) -> FeedbackRow:
     outcome = Outcome(r.input, tuple(r.choices), tuple(r.shown), r.output, r.score, r.corrected)
-    return FeedbackRow(r.id, r.at, r.caller, r.state, outcome)
+    return FeedbackRow(RecordedOutcome(r.id, r.state, outcome), r.at, r.caller)

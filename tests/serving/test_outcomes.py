@@ -66,6 +66,10 @@ def test_an_accepted_correction_is_a_demonstration_and_a_rejected_one_is_not(cli
     assert shown[f"feedback-{yes}"] == "printer"
     assert shown[f"feedback-{other}"] == "billing"
     assert f"feedback-{no}" not in shown
+    again = client.post(f"{pool}/feedback/{other}/review", json={"accept": True, "output": "printer"})
+    refused(again, 409, "another output")
+    exported = [json.loads(line) for line in client.get(f"{pool}/feedback/export?state=accepted").text.splitlines()]
+    assert [(f["id"], f["corrected_output"]) for f in exported] == [(yes, "printer"), (other, "billing")]
     assert client.get(f"{pool}/feedback?state=waiting").json()["feedback"] == []
     refused(client.post(f"{pool}/feedback/{no}/review", json={"accept": True}), 409, "rejected")
     refused(client.post(f"{pool}/feedback/{yes}/review", json={"accept": False}), 409, "accepted before")

@@ -110,10 +110,17 @@ def test_jobs_are_waited_for(client: Any, tickets: str) -> None:
         client.wait(client.load("tickets", b"no Parquet", format="parquet"))
 
 
-def test_feedback_is_recorded(client: Any, tickets: str) -> None:
+def test_feedback_is_recorded_listed_and_reviewed(client: Any, tickets: str) -> None:
     first = client.feedback("tickets", "the printer smokes", ["t/2"], output="Billing", correct=False)
     second = client.feedback("tickets", "the printer smokes", corrected_output="printer")
     assert second > first
+    page, behind = client.outcomes("tickets", limit=1)
+    rest, end = client.outcomes("tickets", cursor=behind)
+    assert [(o["id"], o["state"]) for o in (*page, *rest)] == [(first, "recorded"), (second, "waiting")]
+    assert end == ""
+    assert client.review("tickets", second, True, "billing")["state"] == "accepted"
+    assert client.get("tickets", f"feedback-{second}").output == "billing"
+    assert client.outcomes("tickets", state="waiting") == ([], "")
     with pytest.raises(DataError, match="needs a score"):
         client.feedback("tickets", "the printer smokes")
 

@@ -169,7 +169,7 @@ GOOD = '{"input": "a", "output": "b"}\n'
         ("t.csv", "", "", "no rows"),
         ("t.jsonl", "\n\n", "", "no rows"),
         ("t.parquet", "PAR1 not really", "", "not Parquet"),
-        ("t.txt", "a b", "", "unknown format .txt; expected .parquet, .jsonl, .csv"),
+        ("t.txt", "a b", "", "unknown format .txt; expected .parquet, .jsonl, .ndjson, .csv"),
         ("t", "a b", "", "unknown format (none)"),
     ],
 )
@@ -260,7 +260,7 @@ def test_an_empty_pool_is_refused(tmp_path: Path, copying: TaskSpec) -> None:
 
 
 def test_a_task_without_a_table_says_what_to_run(tmp_path: Path, copying: TaskSpec) -> None:
-    with pytest.raises(DataError, match=r"toy_copy: no table toy_copy\{\.parquet,\.jsonl,\.csv\} in "):
+    with pytest.raises(DataError, match=r"toy_copy: no table toy_copy\{\.parquet,\.jsonl,\.ndjson,\.csv\} in "):
         load_task_data(copying, tmp_path)
     bigbench = TaskSpec(**{**copying.model_dump(), "source": Source(bigbench="intent_recognition")})
     with pytest.raises(DataError, match="run: udr data bigbench"):
