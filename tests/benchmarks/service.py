@@ -6,7 +6,8 @@ peers     one pool of 10,000 real demonstrations: p50, p99 and throughput at 1, 
           DSPy and sentence-transformers + FAISS (`service_peers.py`, run by `python`); what HTTP, SQL and search add
           to the encoder
 ingest    demonstrations a second that a load stores durably, before they are encoded
-scale     10k, 100k and 1M vectors: opening, retrieval, recall, filters, memory (`vectors=FILE.npy` of real ones)
+vectors   encodes a million stretches of real texts for `scale` (`out=FILE.npy`)
+scale     10k, 100k and 1M vectors: opening, retrieval, recall, filters, memory (`vectors=FILE.npy`)
 precision what a query costs in torch and in ONNX Runtime, float32 and int8, and what int8 loses on several tasks
 overload  ten times as many clients as it can serve: statuses, /livez, memory
 Results: results/service_NAME.json. Run alone: two busy programs on a few cores measure each other.
@@ -321,6 +322,35 @@ def overload(data: str, encoder: str, seconds: float = 30.0) -> None:
     write_result("service_overload", result)
 
 
+def vectors(data: str, encoder: str, out: str, count: int = 1_000_500, words: int = 12) -> None:
+    """Vectors of `words` words each, of the inputs of all tables, no two texts alike; in int8, as the service asks."""
+    from udr.encoder import build_encoder
+    from udr.onnx_encoder import OnnxEncoder
+    from udr.types import Query
+
+    texts: dict[str, None] = {}
+    tables = [open_task(str(path)) for path in sorted(Path(data).glob("*.parquet"))]
+    inputs = [d.input.split() for task in tables for d in task.train]
+    for step in range(words):  # first every text once, then from the next word on
+        for own in inputs:
+            texts |= dict.fromkeys(" ".join(own[i : i + words]) for i in range(step, len(own), words))
+        if len(texts) >= count:
+            break
+    chosen = seeded("stretches").permutation(list(texts))[:count].tolist()
+    if len(chosen) < count:
+        raise SystemExit(f"{data}: {len(chosen)} stretches of {words} words, {count} are asked for")
+    quick = OnnxEncoder(build_encoder(encoder, device="cpu"), precision="int8", threads=os.cpu_count() or 1)
+    file = np.lib.format.open_memmap(out, "w+", np.float32, (count, quick.dim))
+    begun = time.perf_counter()
+    for start in range(0, count, 4096):
+        part = [Query(str(i), text) for i, text in enumerate(chosen[start : start + 4096])]
+        file[start : start + len(part)] = quick.encode_queries(part)
+        if start % (4096 * 16) == 0:
+            left = (time.perf_counter() - begun) * (count / (start + len(part)) - 1)
+            print(f"{start + len(part)}/{count}, ETA {left:.0f} s", flush=True)
+    file.flush()
+
+
 def scale(vectors: str, sizes: str = "10000,100000,1000000") -> None:
     """An index of real vectors as it grows; queries are vectors that are not in it."""
     from udr.filters import parse_filter
@@ -418,7 +448,7 @@ def main() -> None:
     if len(sys.argv) < 2 or sys.argv[1] not in PARTS:
         raise SystemExit(__doc__)
     given = dict(argument.split("=", 1) for argument in sys.argv[2:])
-    kinds = {"seconds": float, "count": int}
+    kinds = {"seconds": float, "count": int, "words": int}
     PARTS[sys.argv[1]](**{key: kinds.get(key, str)(value) for key, value in given.items()})
 
 
@@ -426,6 +456,7 @@ PARTS: dict[str, Callable[..., None]] = {
     "peers": peers,
     "ingest": ingest,
     "precision": precision,
+    "vectors": vectors,
     "scale": scale,
     "overload": overload,
 }
