@@ -1,0 +1,60 @@
+"""Encoders by address: `artifact:FOLDER` is ours, `hf:NAME` a vision model of transformers, `st:NAME` a sentence-
+transformers model, of text, pictures, or both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from udr.errors import ArtifactError, ConfigError, UnknownNameError
+from udr.types import Encoder
+
+__all__ = ["KINDS", "open_encoder"]
+
+
+def _artifact(name: str, device: str) -> Encoder:
+    from embed.image import KIND, load_image_encoder
+    from udr.artifacts import read_json
+    from udr.encoder import load_encoder
+
+    path = Path(name)
+    if not (path / "encoder.json").is_file():
+        raise ArtifactError(f"{path}: no encoder folder (it has an encoder.json)")
+    if read_json(path / "encoder.json").get("kind") == KIND:
+        return load_image_encoder(path, device)
+    return load_encoder(path, device)
+
+
+def _vision_model(name: str, device: str) -> Encoder:
+    from embed.pretrained import load_vision_model
+
+    return load_vision_model(name, device)
+
+
+def _sentence_transformer(name: str, device: str) -> Encoder:
+    from embed.pretrained import load_sentence_transformer
+
+    return load_sentence_transformer(name, device)
+
+
+KINDS: dict[str, Callable[[str, str], Encoder]] = {
+    "artifact": _artifact,
+    "hf": _vision_model,
+    "st": _sentence_transformer,
+}
+
+
+def open_encoder(address: str, device: str = "auto") -> Encoder:
+    """Open the encoder at `KIND:NAME`.
+
+    Raises:
+        UnknownNameError: no such kind.
+        ConfigError: no address, or a model that cannot be loaded.
+        ArtifactError: a folder of ours that is damaged.
+    """
+    kind, colon, name = address.partition(":")
+    if not colon or not name:
+        raise ConfigError(f"{address!r} is no encoder's address; expected {', '.join(f'{k}:NAME' for k in KINDS)}")
+    if kind not in KINDS:
+        raise UnknownNameError("kind of encoder", kind, KINDS)
+    return KINDS[kind](name, device)
