@@ -36,6 +36,10 @@ class Backbone(nn.Module):
         cells: Tensor = self.body((pixels - self.mean) / self.spread)  # type: ignore[operator]
         return cells
 
+    @property
+    def device(self) -> torch.device:
+        return next(self.body.parameters()).device
+
     def pooled(self, pixels: Tensor) -> Tensor:
         """The mean over cells, (n, dim)."""
         cells: Tensor = self(pixels)

@@ -80,9 +80,9 @@ class ImageEncoder:
         return _unit(self._cells(pixels).flatten(2).transpose(1, 2)).cpu().numpy()
 
     def _cells(self, pixels: NDArray[np.uint8]) -> Tensor:
-        device = self.backbone.mean.device  # type: ignore[union-attr]
+        device = self.backbone.device
         with torch.inference_mode():
-            cells: Tensor = self.backbone(torch.tensor(pixels, device=device).float() / 255)  # type: ignore[arg-type]
+            cells: Tensor = self.backbone(torch.tensor(pixels, device=device).float() / 255)
             return cells
 
 

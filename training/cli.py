@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from training.cli_pictures import add_commands
 from training.cli_scores import scores_app
 from training.printing import Json, print_result
 from training.settings import RunConfig
@@ -34,12 +35,20 @@ app.add_typer(tasks_app, name="tasks")
 app.add_typer(data_app, name="data")
 app.add_typer(lm_app, name="lm")
 app.add_typer(scores_app, name="scores")
+add_commands(app)
 
 console = Console(stderr=True)
 # what each part of the pipeline cannot do without, and the extra that brings it
 EXTRAS = {"torch": "lm", "transformers": "lm", "safetensors": "lm", "httpx2": "lm", "pyarrow": "train"}
 EXTRAS |= dict.fromkeys(("fastapi", "uvicorn", "sqlalchemy", "alembic", "structlog", "pydantic_settings"), "serve")
-EXTRAS |= {"matplotlib": "eval", "sacrebleu": "eval", "rouge_score": "eval"}
+EXTRAS |= {
+    "PIL": "embed",
+    "kornia": "pretrain",
+    "accelerate": "lm",
+    "matplotlib": "eval",
+    "sacrebleu": "eval",
+    "rouge_score": "eval",
+}
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML settings of the run.")]
 Overrides = Annotated[

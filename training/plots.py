@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from udr.errors import MissingDependencyError
 from udr.evaluation import EvaluationTable
 from udr.train import Step
 
-__all__ = ["plot_losses", "plot_table"]
+__all__ = ["plot_losses", "plot_metrics", "plot_table"]
 
 
 def _pyplot() -> Any:
@@ -71,6 +71,25 @@ def plot_losses(steps: Sequence[Step], path: Path) -> None:
     axes.set_xlabel("step")
     axes.set_ylabel("loss, mean of a tenth")
     figure.legend(loc="outside right upper", fontsize="small")
+    _save(figure, path)
+
+
+def plot_metrics(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Losses of a pre-training by step, and under them what the online probe said."""
+    plt = _pyplot()
+    figure, (above, below) = plt.subplots(2, 1, figsize=(8, 6), sharex=True, layout="constrained")
+    known = {"step", "lr", "pictures_per_s", "knn", "spread"}
+    for name in dict.fromkeys(key for line in lines for key in line if key not in known):
+        own = [(line["step"], line[name]) for line in lines if name in line]
+        above.plot(*zip(*own, strict=True), label=name)
+    for name in ("knn", "spread"):
+        if own := [(line["step"], line[name]) for line in lines if name in line]:
+            below.plot(*zip(*own, strict=True), marker="o", label=name)
+    above.set_ylabel("loss")
+    below.set_ylabel("online probe, 0 to 1")
+    below.set_xlabel("step")
+    for axes in (above, below):
+        axes.legend(fontsize="small")
     _save(figure, path)
 
 

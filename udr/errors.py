@@ -19,6 +19,7 @@
     ├── Overloaded               more work waits than can be done soon; try again later
     ├── StoreUnavailable         the database cannot be reached or written
     ├── ServiceError             the service that a client asks refuses, or cannot be reached
+    ├── TrainingStopped          training has diverged or collapsed; says what to change
     └── UpstreamUnavailable      the LLM server behind the service cannot be reached
         └── UpstreamTimeout      it does not answer in time
 
@@ -47,6 +48,7 @@ __all__ = [
     "ScorerUnavailable",
     "ServiceError",
     "StoreUnavailable",
+    "TrainingStopped",
     "UDRError",
     "UDRWarning",
     "UnknownNameError",
@@ -149,6 +151,10 @@ class ServiceError(UDRError):
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
         self.status = status
+
+
+class TrainingStopped(UDRError):
+    """Training has diverged or collapsed, and going on would waste time."""
 
 
 class UpstreamUnavailable(UDRError):

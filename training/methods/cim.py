@@ -1,0 +1,126 @@
+"""CIM: a small generator corrupts pictures by sampling tokens, and the backbone restores them or finds what changed."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from embed.backbones import Backbone
+from training.augment import Views
+from training.losses.cim import generator_loss, replaced_loss, restored_loss
+from training.tokenizer import PictureTokenizer
+
+__all__ = ["CIM", "Generator"]
+
+Objective = Literal["restore", "detect"]
+Draw = Literal["sample", "argmax", "uniform"]
+
+
+class Generator(nn.Module):
+    """A small BEiT: patches, of which some are masked, -> logits of all cells' tokens (n, cells, codes)."""
+
+    def __init__(self, size: int, patch: int, codes: int, dim: int, layers: int) -> None:
+        super().__init__()
+        cells = (size // patch) ** 2
+        self.patches = nn.Conv2d(3, dim, patch, patch)
+        self.mask = nn.Parameter(torch.zeros(dim))
+        self.places = nn.Parameter(torch.zeros(cells, dim))
+        nn.init.trunc_normal_(self.places, std=0.02)
+        layer = nn.TransformerEncoderLayer(
+            dim, max(1, dim // 32), 4 * dim, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.layers = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+        self.out = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, codes))
+
+    def forward(self, pictures: Tensor, masked: Tensor) -> Tensor:
+        cells = self.patches(pictures * 2 - 1).flatten(2).transpose(1, 2)
+        cells = torch.where(masked[..., None], self.mask.to(cells.dtype), cells)
+        logits: Tensor = self.out(self.layers(cells + self.places))
+        return logits
+
+
+class CIM(nn.Module):
+    """Source: Fang et al. 2023, arXiv 2202.03382. No gradient passes from the enhancer to the generator.
+
+    Args:
+        backbone: the enhancer, which is learnt; transformers and convolutional networks alike.
+        views: makes one of each picture.
+        tokenizer: trained before, and not changed.
+        objective: restore pixels (ResPix) or detect replaced tokens (RevDet).
+        tokens: how masked cells get their tokens: sampled as published, or, to compare, the likeliest or any.
+        masked: share of cells, drawn between the two for each batch.
+        window: of normalised pixels.
+        weight: of the enhancer's loss; 0: 1 to restore, 10 to detect.
+        generator_dim, generator_layers: of the generator.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        views: Views,
+        tokenizer: PictureTokenizer,
+        *,
+        objective: Objective = "restore",
+        tokens: Draw = "sample",
+        masked: tuple[float, float] = (0.5, 0.6),
+        window: int = 8,
+        weight: float = 0.0,
+        generator_dim: int = 128,
+        generator_layers: int = 2,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.views, self.tokenizer = backbone, views, tokenizer.requires_grad_(False)
+        self.objective, self.draw, self.masked, self.window = objective, tokens, masked, window
+        self.weight = weight or (1.0 if objective == "restore" else 10.0)
+        codes, stride = tokenizer.quantizer.codes, tokenizer.STRIDE
+        self.generator = Generator(backbone.size, stride, codes, generator_dim, generator_layers)
+        self.side = backbone.size // stride
+        with torch.no_grad():
+            cells = backbone.eval()(torch.zeros(1, 3, backbone.size, backbone.size)).shape[2]
+        self.pixels = backbone.size // cells  # of a cell's side
+        self.head = nn.Conv2d(backbone.dim, 3 * self.pixels**2 if objective == "restore" else 1, 1)
+
+    def forward(self, pictures: Tensor, progress: float) -> dict[str, Tensor]:
+        (view,) = self.views(pictures)
+        corrupted, sampled, golden, masked, logits = self.corrupt(view)
+        generator = generator_loss(logits.float(), golden, masked)
+        found = self.head(self.backbone(corrupted)).float()
+        if self.objective == "restore":
+            enhancer = restored_loss(F.pixel_shuffle(found, self.pixels), view, self.window)
+        else:
+            enhancer = replaced_loss(self.detected(found), sampled, golden)
+        return {"loss": generator + self.weight * enhancer, "generator": generator, "enhancer": enhancer}
+
+    def corrupt(self, view: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The corrupted pictures, their tokens and the golden ones, the masked cells, and the generator's logits."""
+        self.tokenizer.eval()
+        golden = self.tokenizer.tokens(view)
+        masked = self._mask(golden)
+        logits = self.generator(view, masked)
+        sampled = torch.where(masked, self._draw(logits.detach().float()), golden)
+        return self.tokenizer.pictures(sampled), sampled, golden, masked, logits
+
+    def detected(self, found: Tensor) -> Tensor:
+        """Logits of the backbone's grid, brought to the grid of tokens: (n, 1, h, w) -> (n, cells)."""
+        return F.interpolate(found, size=(self.side, self.side), mode="bilinear", align_corners=False).flatten(1)
+
+    def _mask(self, golden: Tensor) -> Tensor:
+        """The same share of cells in every picture, drawn at random."""
+        low, high = self.masked
+        count = math.ceil(golden.shape[1] * (low + (high - low) * float(torch.rand(()))))
+        order = torch.rand(golden.shape, device=golden.device).argsort(1)
+        return order < count
+
+    def _draw(self, logits: Tensor) -> Tensor:
+        if self.draw == "argmax":
+            return logits.argmax(2)
+        if self.draw == "uniform":
+            return torch.randint(logits.shape[2], logits.shape[:2], device=logits.device)
+        return torch.multinomial(logits.softmax(2).flatten(0, 1), 1).view(logits.shape[:2])
+
+    def after_step(self, progress: float) -> None:
+        pass

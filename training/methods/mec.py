@@ -1,0 +1,98 @@
+"""MEC: the views' features agree, and code with as much entropy as they can."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from embed.backbones import Backbone
+from training.augment import Views
+from training.heads import follow, frozen, mlp, rising
+from training.losses.mec import Form, Mode, mec_loss
+from udr.errors import TrainingStopped
+
+__all__ = ["MEC"]
+
+LEAST = -1.05  # of the loss: the mean cosine that it is bound by, and what rounding may add
+
+
+class _Student(nn.Module):
+    """A backbone and its projector."""
+
+    def __init__(self, backbone: Backbone, hidden: int, out: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.projector = mlp([backbone.dim, hidden, hidden, out], last_norm=True, affine=False)
+
+    def forward(self, view: Tensor) -> Tensor:
+        projected: Tensor = self.projector(self.backbone.pooled(view))
+        return projected
+
+
+class MEC(nn.Module):
+    """Source: Liu et al. 2022, arXiv 2210.11464.
+
+    Args:
+        backbone: which is learnt.
+        views: makes two of each picture.
+        mode, form: of the coding length, as `training.losses.mec`.
+        distortion: ε_d.
+        distortion_warmup: times ε_d at first; falls to 1 over the share `warmup` of training.
+        warmup: that share.
+        momentum: with which the teacher follows, rising to 1.
+        hidden, out: widths of the projector.
+        predictor: width of the predictor's middle.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        views: Views,
+        *,
+        mode: Mode = "exact",
+        form: Form = "batch",
+        distortion: float = 0.06,
+        distortion_warmup: float = 8.0,
+        warmup: float = 0.1,
+        momentum: float = 0.996,
+        hidden: int = 2048,
+        out: int = 2048,
+        predictor: int = 512,
+    ) -> None:
+        super().__init__()
+        self.views, self.momentum = views, momentum
+        self.mode, self.form, self.distortion = mode, form, distortion
+        self.distortion_warmup, self.warmup = distortion_warmup, warmup
+        self.student = _Student(backbone, hidden, out)
+        self.teacher = frozen(copy.deepcopy(self.student))
+        self.predictor = mlp([out, predictor, out])
+
+    @property
+    def backbone(self) -> Backbone:
+        return self.student.backbone
+
+    def distortion_at(self, progress: float) -> float:
+        """ε_d times a factor that falls to 1 linearly."""
+        left = max(0.0, 1 - progress / self.warmup) if self.warmup else 0.0
+        return self.distortion * (1 + (self.distortion_warmup - 1) * left)
+
+    def forward(self, pictures: Tensor, progress: float) -> dict[str, Tensor]:
+        views = self.views(pictures)
+        online = [self.predictor(self.student(view)).float() for view in views]
+        with torch.no_grad():
+            taught = [self.teacher(view).float() for view in views]
+        loss = mec_loss(
+            (online[0], online[1]), (taught[0], taught[1]), self.distortion_at(progress), self.mode, self.form
+        )
+        value = float(loss.detach())
+        if self.mode == "taylor" and value < LEAST:
+            raise TrainingStopped(
+                f"the series of the coding length does not converge (loss {value:.2f}, never below -1 where it does); "
+                "set mec.mode=exact, or raise mec.distortion"
+            )
+        return {"loss": loss}
+
+    def after_step(self, progress: float) -> None:
+        follow(self.teacher, self.student, rising(self.momentum, progress))

@@ -1,0 +1,158 @@
+"""Pre-train an image encoder from unlabelled pictures: `udr pretrain`.
+
+::
+
+    OUT/config.yaml        the resolved settings; another pre-training's are refused
+    OUT/pictures/          the pictures as one array
+    OUT/tokenizer.pt       CIM's, once it is trained
+    OUT/metrics.jsonl      losses and the online probe, drawn in OUT/metrics.png
+    OUT/encoder/           the finished encoder
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from embed.backbones import Backbone, build_backbone
+from embed.image import save_backbone
+from training.augment import build_views
+from training.loop import Method, Probe, fit
+from training.methods.cim import CIM
+from training.methods.densecl import DenseCL
+from training.methods.mec import MEC
+from training.methods.simclr import SimCLR
+from training.pictures import Pictures, prepare_pictures
+from training.plots import plot_metrics
+from training.pretrain_settings import LoopSettings, PretrainConfig
+from training.run import Report, silent
+from training.tokenizer import PictureTokenizer
+from udr.artifacts import replacing, write_atomically
+from udr.config import load_config
+from udr.errors import ArtifactError, ConfigError, MissingDependencyError
+
+__all__ = ["build_method", "pretrain"]
+
+
+class _TokenizerMethod(nn.Module):
+    """The tokenizer's own training in the loop that methods share."""
+
+    def __init__(self, tokenizer: PictureTokenizer, backbone: Backbone) -> None:
+        super().__init__()
+        self.tokenizer, self.backbone = tokenizer, backbone
+
+    def forward(self, pictures: Tensor, progress: float) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = self.tokenizer(pictures)
+        return found
+
+    def after_step(self, progress: float) -> None:
+        pass
+
+
+def build_method(config: PretrainConfig, tokenizer: PictureTokenizer | None = None) -> Method:
+    """The method with its untrained networks, drawn from the seed.
+
+    Raises:
+        ConfigError: CIM without a tokenizer.
+        UnknownNameError: no such backbone or augmentation.
+    """
+    torch.manual_seed(config.seed)
+    backbone, views = build_backbone(config.backbone, config.size), build_views(config.views, config.size)
+    if config.method == "simclr":
+        return SimCLR(backbone, views, **config.simclr.model_dump())
+    if config.method == "densecl":
+        return DenseCL(backbone, views, **config.densecl.model_dump())
+    if config.method == "mec":
+        return MEC(backbone, views, **config.mec.model_dump())
+    if tokenizer is None:
+        raise ConfigError("cim: needs a tokenizer")
+    return CIM(backbone, views, tokenizer, **config.cim.model_dump(exclude={"codes", "tokenizer_epochs"}))
+
+
+def pretrain(config: PretrainConfig, device: str = "auto", report: Report = silent) -> Path:
+    """Train, and save the encoder; a finished one is left as it is, and a killed run goes on.
+
+    Raises:
+        ConfigError: the folder was begun with other settings.
+        DataError: no pictures.
+        TrainingStopped: training diverged or collapsed.
+    """
+    folder = config.out / "encoder"
+    _hold(config)
+    if (folder / "encoder.json").is_file():
+        return folder
+    pictures, probe = _pictures(config, report)
+    tokenizer = _tokenizer(config, pictures, device, report) if config.method == "cim" else None
+    method = build_method(config, tokenizer)
+    progress = report(f"{config.method} on {len(pictures)} pictures")
+    lines = fit(cast(nn.Module, method), pictures, config.loop, config.out, config.seed, probe, device, progress)
+    with suppress(MissingDependencyError):  # the picture is worth no extra
+        plot_metrics(lines, config.out / "metrics.png")
+    facts: dict[str, Any] = {"method": config.method, "pictures": len(pictures), "seed": config.seed}
+    save_backbone(method.backbone, folder, facts | {k: v for k, v in lines[-1].items() if k in ("knn", "spread")})
+    (config.out / "checkpoint").unlink(missing_ok=True)
+    return folder
+
+
+def _hold(config: PretrainConfig) -> None:
+    """Keep the settings; refuse others."""
+    path = config.out / "config.yaml"
+    if path.is_file() and load_config(PretrainConfig, path) != config:
+        raise ConfigError(f"{path}: begun with other settings; give another out=FOLDER")
+    if not path.is_file():
+        write_atomically(path, config.dump_yaml().encode())
+
+
+def _pictures(config: PretrainConfig, report: Report) -> tuple[Pictures, Probe]:
+    """Those that are learnt from, and what the online probe asks."""
+    cache = config.out / "pictures"
+
+    def read(split: str | None) -> Pictures:
+        return prepare_pictures(config.data, config.size, cache, split, progress=report(f"reading {config.data.name}"))
+
+    pictures = read(config.split)
+    if pictures.unread:
+        report(f"{pictures.unread} pictures left out, such as {pictures.left_out[0]}")(0, 0)
+    if config.held_out:
+        return pictures, Probe(pictures, read(config.held_out))
+    # no pictures are kept from training: what is asked is only how it goes
+    order = np.random.default_rng(config.seed).permutation(len(pictures))
+    cut = max(1, len(order) // 10)
+    return pictures, Probe(_some(pictures, order[cut:]), _some(pictures, order[:cut]))
+
+
+def _some(pictures: Pictures, rows: np.ndarray) -> Pictures:
+    labels = None if pictures.labels is None else tuple(pictures.labels[i] for i in rows)
+    return replace(pictures, pixels=pictures.pixels[rows], names=tuple(pictures.names[i] for i in rows), labels=labels)
+
+
+def _tokenizer(config: PretrainConfig, pictures: Pictures, device: str, report: Report) -> PictureTokenizer:
+    """CIM's tokenizer, trained on the same pictures, or as it was kept."""
+    if config.size % PictureTokenizer.STRIDE:
+        raise ConfigError(f"size: {config.size} pixels are no multiple of the tokenizer's {PictureTokenizer.STRIDE}")
+    torch.manual_seed(config.seed)
+    tokenizer, path = PictureTokenizer(config.cim.codes), config.out / "tokenizer.pt"
+    if path.is_file():
+        try:
+            tokenizer.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        except (RuntimeError, ValueError, LookupError, EOFError) as error:
+            raise ArtifactError(f"{path}: damaged ({str(error).splitlines()[0]}); delete it to begin anew") from None
+        return tokenizer
+    method = _TokenizerMethod(tokenizer, build_backbone("conv", config.size))
+    settings = LoopSettings(
+        epochs=config.cim.tokenizer_epochs, batch=min(config.loop.batch, len(pictures)), warmup=0.02
+    )
+    out = config.out / "tokenizer"
+    lines = fit(method, pictures, settings, out, config.seed, None, device, report("tokenizer"))
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        torch.save({name: value.cpu() for name, value in tokenizer.state_dict().items()}, file)
+    (out / "checkpoint").unlink(missing_ok=True)
+    write_atomically(config.out / "tokenizer.json", (json.dumps(lines[-1]) + "\n").encode())
+    return tokenizer

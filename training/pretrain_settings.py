@@ -1,0 +1,97 @@
+"""Settings of pre-training; each method's own lie under its name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from udr.config import StrictConfig
+
+__all__ = ["CIMSettings", "DenseCLSettings", "LoopSettings", "MECSettings", "PretrainConfig", "SimCLRSettings"]
+
+
+class SimCLRSettings(StrictConfig):
+    """Chen et al. 2020, arXiv 2002.05709."""
+
+    temperature: float = Field(default=0.5, gt=0)
+    hidden: int = Field(default=0, ge=0)  # of the head; 0: the backbone's width
+    out: int = Field(default=128, ge=2)
+    layers: int = Field(default=2, ge=1)  # of the head: 2 in the paper, 3 in SimCLRv2
+
+
+class DenseCLSettings(StrictConfig):
+    """Wang et al. 2021, arXiv 2011.09157."""
+
+    dense_weight: float = Field(default=0.5, ge=0, le=1)  # λ
+    temperature: float = Field(default=0.2, gt=0)
+    momentum: float = Field(default=0.999, ge=0, lt=1)  # of the key network
+    queue: int = Field(default=65536, ge=1)
+    hidden: int = Field(default=0, ge=0)  # of the heads; 0: the backbone's width
+    out: int = Field(default=128, ge=2)
+
+
+class MECSettings(StrictConfig):
+    """Liu et al. 2022, arXiv 2210.11464."""
+
+    mode: Literal["exact", "taylor"] = "exact"  # taylor: the paper's; holds only while features stay spread
+    form: Literal["batch", "feature"] = "batch"  # the same number; the smaller of batch and `out` is the cheaper
+    distortion: float = Field(default=0.06, gt=0)  # ε_d
+    distortion_warmup: float = Field(default=8.0, ge=1)  # times ε_d at first, falling to 1
+    warmup: float = Field(default=0.1, ge=0, le=1)  # share of training in which it falls
+    momentum: float = Field(default=0.996, ge=0, lt=1)  # of the teacher, rising to 1
+    hidden: int = Field(default=2048, ge=2)
+    out: int = Field(default=2048, ge=2)
+    predictor: int = Field(default=512, ge=2)
+
+
+class CIMSettings(StrictConfig):
+    """Fang et al. 2023, arXiv 2202.03382."""
+
+    objective: Literal["restore", "detect"] = "restore"  # ResPix, RevDet
+    tokens: Literal["sample", "argmax", "uniform"] = "sample"  # how the generator's tokens are drawn
+    masked: tuple[float, float] = (0.5, 0.6)  # share of cells, drawn for each batch
+    window: int = Field(default=8, ge=2)  # of normalised pixels
+    weight: float = Field(default=0.0, ge=0)  # of the enhancer's loss; 0: 1 to restore, 10 to detect
+    codes: int = Field(default=256, ge=2)  # of the tokenizer
+    tokenizer_epochs: float = Field(default=5, gt=0)
+    generator_dim: int = Field(default=128, ge=8)
+    generator_layers: int = Field(default=2, ge=1)
+
+
+class LoopSettings(StrictConfig):
+    """How any method is trained."""
+
+    epochs: float = Field(default=10, gt=0)
+    batch: int = Field(default=256, ge=2)  # pictures of a step, over all devices
+    accumulate: int = Field(default=1, ge=1)  # parts that a step's batch is computed in
+    optimizer: Literal["adamw", "sgd", "lars"] = "adamw"
+    lr: float = Field(default=2e-3, gt=0)  # at its height
+    weight_decay: float = Field(default=1e-4, ge=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)  # of SGD and LARS
+    warmup: float = Field(default=0.1, ge=0, le=1)  # share of training in which the rate rises; then a cosine to 0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of matrix products; auto: what the device is fast at
+    checkpoint_every: int = Field(default=200, ge=1)  # steps
+    clip: float = Field(default=0.0, ge=0)  # of the gradient's length; 0: none
+    knn: int = Field(default=20, ge=1)  # neighbours of the online probe
+    least_spread: float = Field(default=0.05, ge=0)  # of the features: below it training has collapsed and stops
+
+
+class PretrainConfig(StrictConfig):
+    """One pre-training."""
+
+    out: Path  # its folder
+    method: Literal["simclr", "densecl", "mec", "cim"]
+    data: Path  # a folder of pictures, or a Parquet table
+    split: str | None = None  # of a table
+    held_out: str | None = None  # split of a table whose pictures the online probe asks about; none: a tenth
+    backbone: str = "conv"
+    size: int = Field(default=32, ge=8)  # pixels of a side
+    views: str = "simclr_small"  # the augmentation
+    seed: int = 0
+    loop: LoopSettings = LoopSettings()
+    simclr: SimCLRSettings = SimCLRSettings()
+    densecl: DenseCLSettings = DenseCLSettings()
+    mec: MECSettings = MECSettings()
+    cim: CIMSettings = CIMSettings()
