@@ -409,6 +409,30 @@ def data_bigbench(
     typer.echo(f"{out}: {len(entries)} tasks")
 
 
+@data_app.command("cifar10")
+def data_cifar10(
+    out: Annotated[Path, typer.Option(metavar="FILE.parquet", help="The table.")],
+    cache: Annotated[Path | None, typer.Option(help="Folder for BIG-bench's 358 MB package; default: beside.")] = None,
+) -> None:
+    """Fetch the BIG-bench package and write the CIFAR-10 pictures that it holds: 8,000 train, 2,000 test."""
+    from training.picture_tables import cifar10_table
+    from udr.bigbench import fetch_bigbench
+
+    rows = cifar10_table(fetch_bigbench(cache or out.parent / ".cache"), out)
+    typer.echo(f"{out}: {rows} pictures")
+
+
+@data_app.command("idx")
+def data_idx(
+    folder: Annotated[Path, typer.Argument(help="Folder with train-images-idx3-ubyte.gz and so on.")],
+    out: Annotated[Path, typer.Option(metavar="FILE.parquet", help="The table.")],
+) -> None:
+    """Write pictures in MNIST's format as a table (Debian's dataset-fashion-mnist has some)."""
+    from training.picture_tables import idx_table
+
+    typer.echo(f"{out}: {idx_table(folder, out)} pictures")
+
+
 @lm_app.command("convert")
 def lm_convert(gguf: Path, out: Path) -> None:
     """Turn a GGUF file into a local folder that transformers loads."""

@@ -25,7 +25,7 @@ from udr.errors import DataError, MissingDependencyError
 from udr.tasks import MANIFEST, known_tasks, load_spec, read_manifest
 from udr.tasks.spec import TaskSpec
 
-__all__ = ["Row", "convert_bigbench", "fetch_bigbench", "task_rows"]
+__all__ = ["Row", "convert_bigbench", "fetch_bigbench", "read_tasks", "task_rows"]
 
 VERSION = "1.0.0"
 ARCHIVE = f"bigbench-{VERSION}.tar.gz"  # 358 MB
@@ -107,7 +107,7 @@ def convert_bigbench(archive: Path, out: Path, names: Sequence[str] = ()) -> lis
     """
     specs = _bigbench_specs(names)
     entries: dict[str, dict[str, Any]] = {}
-    for folder, task in _read_tasks(archive, {spec.source.bigbench for spec in specs}):
+    for folder, task in read_tasks(archive, {spec.source.bigbench for spec in specs}):
         for spec in specs:
             if spec.source.bigbench == folder:
                 rows = task_rows(task, tuple(spec.verbaliser), f"{archive}: {folder}")
@@ -128,7 +128,7 @@ def _bigbench_specs(names: Sequence[str]) -> list[TaskSpec]:
     return [spec for spec in specs if spec.source.bigbench]
 
 
-def _read_tasks(archive: Path, folders: set[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_tasks(archive: Path, folders: set[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (folder, task.json) for each wanted folder, in the order of the archive."""
     missing = set(folders)
     try:
