@@ -15,21 +15,21 @@ __all__ = ["CIMSettings", "DenseCLSettings", "LoopSettings", "MECSettings", "Pre
 class SimCLRSettings(StrictConfig):
     """Chen et al. 2020, arXiv 2002.05709."""
 
-    temperature: float = Field(default=0.5, gt=0)
+    temperature: float = Field(default=0.5, gt=0)  # similarities are divided by it
     hidden: int = Field(default=0, ge=0)  # of the head; 0: the backbone's width
-    out: int = Field(default=128, ge=2)
+    out: int = Field(default=128, ge=2)  # features that are compared
     layers: int = Field(default=2, ge=1)  # of the head: 2 in the paper, 3 in SimCLRv2
 
 
 class DenseCLSettings(StrictConfig):
     """Wang et al. 2021, arXiv 2011.09157."""
 
-    dense_weight: float = Field(default=0.5, ge=0, le=1)  # λ
-    temperature: float = Field(default=0.2, gt=0)
+    dense_weight: float = Field(default=0.5, ge=0, le=1)  # λ, of the cells' loss; 0 is MoCo v2
+    temperature: float = Field(default=0.2, gt=0)  # similarities are divided by it
     momentum: float = Field(default=0.999, ge=0, lt=1)  # of the key network
-    queue: int = Field(default=65536, ge=1)
+    queue: int = Field(default=65536, ge=1)  # keys that are remembered
     hidden: int = Field(default=0, ge=0)  # of the heads; 0: the backbone's width
-    out: int = Field(default=128, ge=2)
+    out: int = Field(default=128, ge=2)  # features that are compared
 
 
 class MECSettings(StrictConfig):
@@ -37,13 +37,13 @@ class MECSettings(StrictConfig):
 
     mode: Literal["exact", "taylor"] = "exact"  # taylor: the paper's; holds only while features stay spread
     form: Literal["batch", "feature"] = "batch"  # the same number; the smaller of batch and `out` is the cheaper
-    distortion: float = Field(default=0.06, gt=0)  # ε_d
+    distortion: float = Field(default=0.06, gt=0)  # ε_d, the square of the error that coding may make
     distortion_warmup: float = Field(default=8.0, ge=1)  # times ε_d at first, falling to 1
     warmup: float = Field(default=0.1, ge=0, le=1)  # share of training in which it falls
     momentum: float = Field(default=0.996, ge=0, lt=1)  # of the teacher, rising to 1
-    hidden: int = Field(default=2048, ge=2)
-    out: int = Field(default=2048, ge=2)
-    predictor: int = Field(default=512, ge=2)
+    hidden: int = Field(default=2048, ge=2)  # of the projector
+    out: int = Field(default=2048, ge=2)  # features that are coded
+    predictor: int = Field(default=512, ge=2)  # its middle
 
 
 class CIMSettings(StrictConfig):
@@ -55,20 +55,20 @@ class CIMSettings(StrictConfig):
     window: int = Field(default=8, ge=2)  # of normalised pixels
     weight: float = Field(default=0.0, ge=0)  # of the enhancer's loss; 0: 1 to restore, 10 to detect
     codes: int = Field(default=256, ge=2)  # of the tokenizer
-    tokenizer_epochs: float = Field(default=5, gt=0)
-    generator_dim: int = Field(default=128, ge=8)
-    generator_layers: int = Field(default=2, ge=1)
+    tokenizer_epochs: float = Field(default=5, gt=0)  # before the method itself begins
+    generator_dim: int = Field(default=128, ge=8)  # of its tokens
+    generator_layers: int = Field(default=2, ge=1)  # 4 to 6 in the paper
 
 
 class LoopSettings(StrictConfig):
     """How any method is trained."""
 
-    epochs: float = Field(default=10, gt=0)
+    epochs: float = Field(default=10, gt=0)  # passes over the pictures
     batch: int = Field(default=256, ge=2)  # pictures of a step, over all devices
     accumulate: int = Field(default=1, ge=1)  # parts that a step's batch is computed in
-    optimizer: Literal["adamw", "sgd", "lars"] = "adamw"
+    optimizer: Literal["adamw", "sgd", "lars"] = "adamw"  # SimCLR's is LARS, DenseCL's and MEC's SGD
     lr: float = Field(default=2e-3, gt=0)  # at its height
-    weight_decay: float = Field(default=1e-4, ge=0)
+    weight_decay: float = Field(default=1e-4, ge=0)  # not of biases and normalisations
     momentum: float = Field(default=0.9, ge=0, lt=1)  # of SGD and LARS
     warmup: float = Field(default=0.1, ge=0, le=1)  # share of training in which the rate rises; then a cosine to 0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of matrix products; auto: what the device is fast at
@@ -82,14 +82,14 @@ class PretrainConfig(StrictConfig):
     """One pre-training."""
 
     out: Path  # its folder
-    method: Literal["simclr", "densecl", "mec", "cim"]
+    method: Literal["simclr", "densecl", "mec", "cim"]  # its own settings lie under its name
     data: Path  # a folder of pictures, or a Parquet table
     split: str | None = None  # of a table
     held_out: str | None = None  # split of a table whose pictures the online probe asks about; none: a tenth
-    backbone: str = "conv"
+    backbone: str = "conv"  # see embed.backbones
     size: int = Field(default=32, ge=8)  # pixels of a side
     views: str = "simclr_small"  # the augmentation
-    seed: int = 0
+    seed: int = 0  # of weights, order, views and masks
     loop: LoopSettings = LoopSettings()
     simclr: SimCLRSettings = SimCLRSettings()
     densecl: DenseCLSettings = DenseCLSettings()

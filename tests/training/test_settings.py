@@ -8,56 +8,80 @@ import io
 import re
 import shlex
 import tokenize
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import yaml
 from typer.main import get_command
 
-import training.settings as settings
+import training.pretrain_settings as pretrain_settings
+import training.settings as run_settings
 from training.cli import app
+from training.pretrain import build_method
+from training.pretrain_settings import PretrainConfig
 from training.settings import RunConfig
+from training.tokenizer import PictureTokenizer
 from udr.config import StrictConfig, load_config
 from udr.errors import ConfigError
 from udr.tasks import load_spec
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIGS = sorted([*(ROOT / "training" / "configs").glob("*.yaml"), *(ROOT / "tests" / "benchmarks").glob("*.yaml")])
-SOURCE = inspect.getsource(settings)
-SOURCE_LINES = SOURCE.splitlines()
-FIELDS = [
-    (group.name, field.target.id, field)
-    for group in ast.parse(SOURCE).body
-    if isinstance(group, ast.ClassDef)
-    for field in group.body
-    if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-]
+PRETRAIN = sorted((ROOT / "training" / "configs" / "pretrain").glob("*.yaml"))
 
 
-def comments() -> dict[int, str]:
-    tokens = tokenize.generate_tokens(io.StringIO(SOURCE).readline)
+@dataclass(frozen=True)
+class Setting:
+    """A field of a settings class, and where it stands."""
+
+    group: str
+    name: str
+    node: ast.AnnAssign
+    module: ModuleType
+
+    def __str__(self) -> str:
+        return f"{self.group}.{self.name}"
+
+
+def settings_of(module: ModuleType) -> list[Setting]:
+    return [
+        Setting(group.name, field.target.id, field, module)
+        for group in ast.parse(inspect.getsource(module)).body
+        if isinstance(group, ast.ClassDef)
+        for field in group.body
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+    ]
+
+
+SETTINGS = [*settings_of(run_settings), *settings_of(pretrain_settings)]
+
+
+def comments(source: str) -> dict[int, str]:
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     return {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
 
 
-COMMENTS = comments()
-
-
-def test_the_parsed_fields_are_all_settings_there_are() -> None:
-    groups = [v for v in vars(settings).values() if inspect.isclass(v) and issubclass(v, StrictConfig)]
+@pytest.mark.parametrize("module", [run_settings, pretrain_settings])
+def test_the_parsed_fields_are_all_settings_there_are(module: ModuleType) -> None:
+    groups = [v for v in vars(module).values() if inspect.isclass(v) and issubclass(v, StrictConfig)]
     wanted = {(g.__name__, name) for g in groups if g is not StrictConfig for name in g.model_fields}
-    assert {(group, name) for group, name, _ in FIELDS} == wanted
+    assert {(s.group, s.name) for s in settings_of(module)} == wanted
 
 
-@pytest.mark.parametrize(("group", "name", "field"), FIELDS, ids=[f"{g}.{n}" for g, n, _ in FIELDS])
-def test_every_setting_carries_a_comment(group: str, name: str, field: ast.AnnAssign) -> None:
+@pytest.mark.parametrize("setting", SETTINGS, ids=str)
+def test_every_setting_carries_a_comment(setting: Setting) -> None:
     """In its line or the one above; a group of settings has its class's docstring."""
+    field, source = setting.node, inspect.getsource(setting.module)
     if ast.unparse(field.annotation).endswith("Settings"):
-        assert inspect.getdoc(getattr(settings, ast.unparse(field.annotation)))
+        assert inspect.getdoc(getattr(setting.module, ast.unparse(field.annotation)))
         return
-    lines = range(field.lineno, (field.end_lineno or field.lineno) + 1)
-    above = COMMENTS.get(field.lineno - 1, "") if SOURCE_LINES[field.lineno - 2].strip().startswith("#") else ""
-    comment = above + "".join(COMMENTS.get(line, "") for line in lines)
-    assert len(comment) >= 5, f"{group}.{name}: say what it is, in its line"
+    lines, told = range(field.lineno, (field.end_lineno or field.lineno) + 1), comments(source)
+    own_line = source.splitlines()[field.lineno - 2].strip()
+    above = told.get(field.lineno - 1, "") if own_line.startswith("#") else ""
+    comment = above + "".join(told.get(line, "") for line in lines)
+    assert len(comment) >= 5, f"{setting}: say what it is, in its line"
 
 
 def test_the_papers_choices_are_the_defaults() -> None:
@@ -80,7 +104,14 @@ def test_a_bundled_run_parses_and_its_tasks_are_known(path: Path) -> None:
     assert set(yaml.safe_load(path.read_text())) <= set(RunConfig.model_fields)
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=[str(p.relative_to(ROOT)) for p in CONFIGS])
+@pytest.mark.parametrize("path", PRETRAIN, ids=[p.stem for p in PRETRAIN])
+def test_a_bundled_pre_training_could_be_started(path: Path) -> None:
+    config = load_config(PretrainConfig, path)
+    assert config.method == path.stem
+    assert build_method(config, PictureTokenizer(config.cim.codes)).backbone.size == config.size
+
+
+@pytest.mark.parametrize("path", [*CONFIGS, *PRETRAIN], ids=lambda p: str(p.relative_to(ROOT)))
 def test_a_bundled_run_begins_with_the_command_that_starts_it(path: Path) -> None:
     first = path.read_text().splitlines()[0]
     found = re.search(r"udr \w+[^(]*", first)
