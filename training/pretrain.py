@@ -38,7 +38,7 @@ from udr.artifacts import replacing, write_atomically
 from udr.config import load_config
 from udr.errors import ArtifactError, ConfigError, MissingDependencyError
 
-__all__ = ["build_method", "pretrain"]
+__all__ = ["build_method", "pretrain", "train_tokenizer"]
 
 
 class _TokenizerMethod(nn.Module):
@@ -89,7 +89,7 @@ def pretrain(config: PretrainConfig, device: str = "auto", report: Report = sile
     if (folder / "encoder.json").is_file():
         return folder
     pictures, probe = _pictures(config, report)
-    tokenizer = _tokenizer(config, pictures, device, report) if config.method == "cim" else None
+    tokenizer = train_tokenizer(config, pictures, device, report) if config.method == "cim" else None
     method = build_method(config, tokenizer)
     progress = report(f"{config.method} on {len(pictures)} pictures")
     lines = fit(cast(nn.Module, method), pictures, config.loop, config.out, config.seed, probe, device, progress)
@@ -133,7 +133,7 @@ def _some(pictures: Pictures, rows: np.ndarray) -> Pictures:
     return replace(pictures, pixels=pictures.pixels[rows], names=tuple(pictures.names[i] for i in rows), labels=labels)
 
 
-def _tokenizer(config: PretrainConfig, pictures: Pictures, device: str, report: Report) -> PictureTokenizer:
+def train_tokenizer(config: PretrainConfig, pictures: Pictures, device: str, report: Report) -> PictureTokenizer:
     """CIM's tokenizer, trained on the same pictures, or as it was kept."""
     if config.size % PictureTokenizer.STRIDE:
         raise ConfigError(f"size: {config.size} pixels are no multiple of the tokenizer's {PictureTokenizer.STRIDE}")
