@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["follow", "mlp", "rising"]
+__all__ = ["follow", "frozen", "in_full", "mlp", "over_cells", "rising"]
 
 
 def mlp(widths: list[int], last_norm: bool = False, affine: bool = True) -> nn.Sequential:
@@ -47,3 +48,8 @@ def frozen(module: nn.Module) -> nn.Module:
 def over_cells(cells: Tensor) -> Tensor:
     """The mean over the cells of a grid, (n, d, h, w) -> (n, d)."""
     return cells.mean((2, 3))
+
+
+def in_full(tensor: Tensor) -> AbstractContextManager[object]:
+    """Losses are computed in float32, whatever type the networks multiply in."""
+    return torch.autocast(tensor.device.type, enabled=False)

@@ -30,6 +30,7 @@ from training.pretrain import build_method, pretrain
 from training.pretrain_settings import LoopSettings, PretrainConfig
 from training.probes import features, knn_accuracy, linear_accuracy, spread
 from training.tokenizer import PictureTokenizer
+from udr.encoder import autocast
 from udr.errors import ArtifactError, ConfigError, DataError, TrainingStopped, UnknownNameError
 
 METHODS = ("simclr", "densecl", "mec", "cim")
@@ -110,6 +111,22 @@ def test_a_method_trains_its_backbone_and_leaves_an_encoder(tmp_path: Path, meth
     before = {p: p.stat().st_mtime_ns for p in own.out.rglob("*") if p.is_file()}
     assert pretrain(own, "cpu") == folder  # finished: nothing is done again
     assert {p: p.stat().st_mtime_ns for p in own.out.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_losses_are_computed_in_full_while_networks_multiply_in_half(tmp_path: Path, method: str) -> None:
+    own, tokenizer = config(tmp_path, method), PictureTokenizer(16)
+    pictures = torch.rand(12, 3, 16, 16)
+    found = []
+    for mixed in (False, True):
+        made = build_method(own, tokenizer)
+        torch.manual_seed(1)
+        with autocast(torch.device("cpu"), mixed):
+            losses = made(pictures, 0.5)
+        assert all(value.dtype == torch.float32 for value in losses.values())
+        found.append(losses["loss"].item())
+    assert found[0] == pytest.approx(found[1], rel=0.05)
+    assert found[0] != found[1]
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from embed.backbones import Backbone
 from training.augment import Views
+from training.heads import in_full
 from training.losses.cim import generator_loss, replaced_loss, restored_loss
 from training.tokenizer import PictureTokenizer
 
@@ -87,12 +88,13 @@ class CIM(nn.Module):
     def forward(self, pictures: Tensor, progress: float) -> dict[str, Tensor]:
         (view,) = self.views(pictures)
         corrupted, sampled, golden, masked, logits = self.corrupt(view)
-        generator = generator_loss(logits.float(), golden, masked)
         found = self.head(self.backbone(corrupted)).float()
-        if self.objective == "restore":
-            enhancer = restored_loss(F.pixel_shuffle(found, self.pixels), view, self.window)
-        else:
-            enhancer = replaced_loss(self.detected(found), sampled, golden)
+        with in_full(view):
+            generator = generator_loss(logits.float(), golden, masked)
+            if self.objective == "restore":
+                enhancer = restored_loss(F.pixel_shuffle(found, self.pixels), view, self.window)
+            else:
+                enhancer = replaced_loss(self.detected(found), sampled, golden)
         return {"loss": generator + self.weight * enhancer, "generator": generator, "enhancer": enhancer}
 
     def corrupt(self, view: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

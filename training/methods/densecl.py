@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from embed.backbones import Backbone
 from training.augment import Views
-from training.heads import follow, frozen, over_cells
+from training.heads import follow, frozen, in_full, over_cells
 from training.losses.densecl import dense_info_nce, info_nce, match_cells
 
 __all__ = ["DenseCL"]
@@ -79,11 +79,12 @@ class DenseCL(nn.Module):
         first, second = self.views(pictures)
         features, whole, cells = self.query(first)
         key_features, key_whole, key_cells = self._keys(second)
-        matched = match_cells(features, key_features)
-        dense = dense_info_nce(
-            F.normalize(cells, dim=1), F.normalize(key_cells, dim=1), matched, self.dense_queue, self.temperature
-        )
-        own = info_nce(whole, key_whole, self.queue, self.temperature)
+        with in_full(pictures):
+            matched = match_cells(features, key_features)
+            dense = dense_info_nce(
+                F.normalize(cells, dim=1), F.normalize(key_cells, dim=1), matched, self.dense_queue, self.temperature
+            )
+            own = info_nce(whole, key_whole, self.queue, self.temperature)
         self._fresh.append((key_whole, F.normalize(key_cells.mean(2), dim=1)))
         return {"loss": (1 - self.dense_weight) * own + self.dense_weight * dense, "whole": own, "dense": dense}
 

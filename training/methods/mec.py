@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from embed.backbones import Backbone
 from training.augment import Views
-from training.heads import follow, frozen, mlp, rising
+from training.heads import follow, frozen, in_full, mlp, rising
 from training.losses.mec import Form, Mode, mec_loss
 from udr.errors import TrainingStopped
 
@@ -83,9 +83,10 @@ class MEC(nn.Module):
         online = [self.predictor(self.student(view)).float() for view in views]
         with torch.no_grad():
             taught = [self.teacher(view).float() for view in views]
-        loss = mec_loss(
-            (online[0], online[1]), (taught[0], taught[1]), self.distortion_at(progress), self.mode, self.form
-        )
+        with in_full(pictures):
+            loss = mec_loss(
+                (online[0], online[1]), (taught[0], taught[1]), self.distortion_at(progress), self.mode, self.form
+            )
         value = float(loss.detach())
         if self.mode == "taylor" and value < LEAST:
             raise TrainingStopped(

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from embed.backbones import Backbone
 from training.augment import Views
-from training.heads import mlp
+from training.heads import in_full, mlp
 from training.losses.simclr import nt_xent
 
 __all__ = ["SimCLR"]
@@ -42,7 +42,8 @@ class SimCLR(nn.Module):
 
     def forward(self, pictures: Tensor, progress: float) -> dict[str, Tensor]:
         a, b = self.head(self.backbone.pooled(torch.cat(self.views(pictures)))).chunk(2)
-        return {"loss": nt_xent(a.float(), b.float(), self.temperature)}
+        with in_full(a):
+            return {"loss": nt_xent(a.float(), b.float(), self.temperature)}
 
     def after_step(self, progress: float) -> None:
         pass
