@@ -20,5 +20,5 @@ done
 mount -t tmpfs -o mode=1777,nosuid,nodev,noexec,size=1g tmpfs "$root/tmp"
 mount --bind "$data" "$root/data"
 mount -o remount,bind,ro "$root"
-exec chroot "$root" setpriv --reuid="$uid" --regid="$uid" --clear-groups --no-new-privs \
+exec /usr/sbin/chroot "$root" setpriv --reuid="$uid" --regid="$uid" --clear-groups --no-new-privs \
   --inh-caps=-all --bounding-set=-all "$@"

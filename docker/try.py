@@ -1,9 +1,9 @@
 """Builds the image on a machine without a container engine, runs it confined, and looks whether it keeps its promises.
 
-    python3 docker/try.py --vllm ENVIRONMENT/bin/python --lm FOLDER [--image NAME]
+    python3 docker/try.py --vllm ENVIRONMENT/bin/python --lm FOLDER [--postgres URL] [--image NAME]
 
-As root, on Linux, with buildah and debootstrap. `--image` takes one that is built already. Where there is an engine,
-`docker compose -f docker/compose.yaml up --wait` is the trial.
+As root, on Linux, with buildah and debootstrap. `--image` takes one that is built already, `--postgres` an empty
+database to work over too. Where there is an engine, `docker compose -f docker/compose.yaml up --wait` is the trial.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -63,6 +62,10 @@ def run(*words: str | Path) -> str:
     return subprocess.run([str(w) for w in words], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
 
 
+def last_line(text: str) -> str:
+    return text.strip().rpartition("\n")[2]
+
+
 def free_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
@@ -79,33 +82,34 @@ def ask(url: str, body: Any = None, *, method: str | None = None, timeout: float
         return dict(answer.headers), answer.read().decode()
 
 
-def wait_for(url: str, process: subprocess.Popen[bytes]) -> float:
+def wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> float:
     """Seconds until it answers 200."""
     started = time.monotonic()
-    while time.monotonic() - started < STARTING:
-        if process.poll() is not None:
-            sys.exit(f"NOT started: {url}: the process ended with {process.returncode}")
+    while time.monotonic() - started < STARTING and process.poll() is None:
         with suppress(OSError):
             ask(url, timeout=2)
             return time.monotonic() - started
         time.sleep(0.05)
-    sys.exit(f"NOT started: {url}: silent for {STARTING:g} s")
+    sys.exit(f"NOT started: {url}: its log ends with\n{log.read_text()[-2000:]}")
 
 
 class Container:
     """One run of the image over a data folder.
 
     Args:
+        stack: ends it at the latest.
         root: the image's files.
         config: its configuration, as `buildah inspect` tells it.
         data: the volume.
         settings: environment variables over those of the image.
     """
 
-    def __init__(self, root: Path, config: dict[str, Any], data: Path, **settings: str) -> None:
+    def __init__(self, stack: ExitStack, root: Path, config: dict[str, Any], data: Path, **settings: str) -> None:
+        self.stack = stack
         self.root = root
         self.config = config
         self.data = data
+        self.log = data.with_suffix(".log")
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         own = dict(word.split("=", 1) for word in config["Env"])
@@ -123,8 +127,10 @@ class Container:
     def start(self) -> float:
         """Seconds until it is ready."""
         words = self._confined(*self.config["Entrypoint"], *self.config["Cmd"])
-        self.process = subprocess.Popen(words, env=self.environment, start_new_session=True)
-        return wait_for(f"{self.url}/readyz", self.process)
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(words, env=self.environment, stdout=log, stderr=log, start_new_session=True)
+        self.stack.callback(self.end)
+        return wait_for(f"{self.url}/readyz", self.process, self.log)
 
     @property
     def pid(self) -> int:
@@ -170,13 +176,15 @@ def confinement(box: Container) -> None:
     writing = "import sys; open(sys.argv[1], 'w').close()"
     for place in ("/opt/udr/x", "/etc/x", "/var/tmp/x", "/home/x"):
         tried = box.inside("python3", "-c", writing, place)
-        must(f"{place} cannot be written", "Read-only file system" in tried.stderr, tried.stderr.strip()[-60:])
+        must(f"{place} cannot be written", "Read-only file system" in tried.stderr, last_line(tried.stderr))
     health = box.inside(*box.config["Healthcheck"]["Test"][1:])
     must("passes its health check", health.returncode == 0, health.stderr)
 
 
 def filling(box: Container) -> None:
+    started = time.monotonic()
     ask(f"{box.url}/v1/pools", {"name": "kinds", "front": {"style": "text", "k": 6, "budget": 400}})
+    tell("a pool is made, for which the encoder is loaded", f"{time.monotonic() - started:.1f} s")
     rows = [{"id": f"k{i}", "input": x, "output": y} for i, (x, y) in enumerate(KINDS.items())]
     ask(f"{box.url}/v1/pools/kinds/demonstrations", {"mode": "upsert", "demonstrations": rows})
     must("a pool is filled", len(box.export()) == len(rows), f"{len(rows)} demonstrations")
@@ -222,7 +230,12 @@ def restoring(box: Container, other: Container) -> None:
     must("is restored to another volume", restored.returncode == 0, (restored.stdout + restored.stderr).strip())
     other.start()
     must("and served from there", other.export() == before, f"{len(before)} demonstrations")
-    must("SIGTERM ends it in order", (seconds := other.send(signal.SIGTERM)) < 25, f"{seconds:.1f} s")
+    stopping(other)
+
+
+def stopping(box: Container) -> None:
+    seconds = box.send(signal.SIGTERM)
+    must("SIGTERM ends it in order", box.process.returncode == 0 and seconds < 25, f"{seconds:.1f} s")
 
 
 def chatting(box: Container) -> None:
@@ -237,7 +250,8 @@ def chatting(box: Container) -> None:
 def refusing(box: Container) -> None:
     box.environment["UDR_KEY"] = ""
     tried = box.call("serve")
-    must("does not start without a key", tried.returncode and "set UDR_KEY" in tried.stderr, tried.stderr.strip()[-90:])
+    told = [line for line in tried.stderr.splitlines() if "set UDR_KEY" in line]
+    must("does not start without a key", tried.returncode and told, *told[:1])
 
 
 # -- put together
@@ -249,13 +263,20 @@ def llm_server(stack: ExitStack, python: Path, lm: Path, folder: Path) -> str:
     template = folder / "template.jinja"
     template.write_text(TEMPLATE)
     words = [str(python), "-m", "vllm.entrypoints.openai.api_server", f"--model={lm}", "--served-model-name=lm"]
-    words += ["--dtype=float32", "--max-model-len=2048", "--enforce-eager", f"--port={port}", f"--chat-template={template}"]
+    words += [
+        "--dtype=float32",
+        "--max-model-len=2048",
+        "--enforce-eager",
+        f"--port={port}",
+        f"--chat-template={template}",
+    ]
     environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
     server = subprocess.Popen(words, env=environment, stdout=log, stderr=log, start_new_session=True)
     stack.callback(server.wait)
     stack.callback(os.killpg, server.pid, signal.SIGKILL)
-    tell("the LLM server is there", f"after {wait_for(f'http://127.0.0.1:{port}/health', server):.0f} s")
-    return f"http://127.0.0.1:{port}"
+    url = f"http://127.0.0.1:{port}"
+    tell("a vLLM server is there", f"after {wait_for(f'{url}/health', server, folder / 'vllm.log'):.0f} s")
+    return url
 
 
 def unpacked(stack: ExitStack, image: str) -> tuple[Path, dict[str, Any]]:
@@ -280,6 +301,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vllm", type=Path, required=True, help="Python of an environment that has vLLM")
     parser.add_argument("--lm", type=Path, required=True, help="folder of a causal LM")
+    parser.add_argument("--postgres", help="postgresql+psycopg://USER@127.0.0.1:PORT/NAME")
     parser.add_argument("--image", help="do not build: take this one")
     given = parser.parse_args()
     image = given.image or "localhost/udr:try"
@@ -292,18 +314,30 @@ def main() -> None:
         folder.chmod(0o755)  # the user of the image passes through
         root, config = unpacked(stack, image)
         upstream = llm_server(stack, given.vllm, given.lm, folder)
-        uid = config["User"].split(":")[0]
-        box, other = (Container(root, config, volume(folder, name, uid), UDR_UPSTREAM=upstream) for name in "ab")
-        tell("starts over an empty volume", f"ready after {box.start():.1f} s")
-        stack.callback(box.end)
-        steps: list[Callable[[Container], None]] = [confinement, filling, chatting, killing]
-        for step in steps:
-            step(box)
-        restoring(box, other)
-        chatting(box)
-        tell("memory of the service", box.status()["VmHWM"])
-        must("SIGTERM ends it in order", (seconds := box.send(signal.SIGTERM)) < 25, f"{seconds:.1f} s")
-        refusing(box)
+
+        def container(name: str, **settings: str) -> Container:
+            place = volume(folder, name, config["User"].split(":")[0])
+            return Container(stack, root, config, place, UDR_UPSTREAM=upstream, **settings)
+
+        over_sqlite(container("volume"), container("other", UDR_WORKERS="2"))
+        if given.postgres:
+            box = container("beside", UDR_DATABASE=given.postgres)
+            tell("starts over PostgreSQL", f"ready after {box.start():.1f} s")
+            for step in (filling, killing, chatting, stopping):
+                step(box)
+
+
+def over_sqlite(box: Container, other: Container) -> None:
+    """Everything that the image promises of its default database."""
+    tell("starts over an empty volume", f"ready after {box.start():.1f} s")
+    for step in (confinement, filling, chatting, killing):
+        step(box)
+    restoring(box, other)  # with two worker processes
+    chatting(box)
+    tell("memory of the service", f"at most {int(box.status()['VmHWM'].split()[0]) / 1e6:.1f} GB")
+    tell("in its volume", sorted(p.name for p in box.data.iterdir()))
+    stopping(box)
+    refusing(box)
 
 
 if __name__ == "__main__":
