@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # the CPU build; on a machine with a GPU: make TORCH=torch quickstart
 TORCH ?= torch==2.13.0
 
-.PHONY: quickstart test slow vllm lint types contracts format check clean
+.PHONY: quickstart test slow vllm image lint types contracts format check clean
 
 $(VENV)/.dev: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -38,6 +38,10 @@ $(VLLM)/.done:
 
 vllm: $(VENV)/.dev $(VENV)/.quickstart $(VLLM)/.done  ## the tests with a real vLLM server and engine
 	UDR_VLLM_PYTHON=$(abspath $(VLLM))/bin/python $(BIN)/python -m pytest -m vllm
+
+ENGINE ?= docker
+image:  ## the service's container image; make image OPTIONS="--build-arg TORCH_INDEX=" is the one for NVIDIA GPUs
+	$(ENGINE) build -f docker/Dockerfile -t udr:0.1.0 $(OPTIONS) .
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

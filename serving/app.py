@@ -44,8 +44,7 @@ def build_parts(settings: Settings) -> Parts:
     Raises:
         ConfigError: the service could be reached from other machines and asks for no key.
     """
-    if not settings.on_loopback and not settings.key:
-        raise ConfigError(f"host {settings.host}: other machines could reach the service; set UDR_KEY")
+    _refuse_open_door(settings)
     rate = parse_rate(settings.rate)
     name = packaged_encoder() or "none" if settings.encoder == "auto" else settings.encoder
     dense = None if name == "none" else sentence_encoder(name)
@@ -135,7 +134,12 @@ def close_parts(parts: Parts) -> None:
 
 
 def serve(settings: Settings) -> None:
-    """Run until a signal; what was begun is answered first."""
+    """Run until a signal; what was begun is answered first.
+
+    Raises:
+        ConfigError: the service could be reached from other machines and asks for no key.
+    """
+    _refuse_open_door(settings)  # in one line, before worker processes end at it again and again
     if settings.workers > 1:  # they start from nothing and read their settings from the environment
         os.environ.update(settings.as_environment())
         with TemporaryDirectory(prefix="udr-metrics-") as folder:
@@ -143,6 +147,11 @@ def serve(settings: Settings) -> None:
             _run("serving.app:create_logging_app", settings, factory=True)
         return
     _run(create_logging_app(settings), settings)
+
+
+def _refuse_open_door(settings: Settings) -> None:
+    if not settings.on_loopback and not settings.key:
+        raise ConfigError(f"host {settings.host}: other machines could reach the service; set UDR_KEY")
 
 
 def create_logging_app(settings: Settings | None = None) -> FastAPI:

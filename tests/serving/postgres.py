@@ -96,8 +96,13 @@ class PostgresServer:
 
     def sql(self, statement: str) -> str:
         """What psql prints."""
-        arguments = ("-h", "127.0.0.1", "-p", str(self.port), "-U", "udr", "-d", "postgres", "-Atqc", statement)
-        return subprocess.run([_binary("psql"), *arguments], check=True, capture_output=True, text=True).stdout.strip()
+        return self.run("psql", "-U", "udr", "-d", "postgres", "-Atqc", statement).decode().strip()
+
+    def run(self, program: str, *arguments: str, given: bytes = b"") -> bytes:
+        """What one of PostgreSQL's programs prints, pointed at this server."""
+        environment = os.environ | {"PGHOST": "127.0.0.1", "PGPORT": str(self.port)}
+        words = [_binary(program), *arguments]
+        return subprocess.run(words, input=given, check=True, capture_output=True, env=environment).stdout
 
 
 def installed() -> bool:

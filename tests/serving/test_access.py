@@ -10,7 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 import serving.access
-from serving.app import create_app
+from serving.app import create_app, serve
 from serving.settings import Settings
 from serving.sql.database import open_database
 from serving.sql.keys import Keys
@@ -145,3 +145,11 @@ def test_a_caller_is_slowed_down_and_others_are_not(settings: Settings) -> None:
         TestClient(create_app(settings.model_copy(update={"rate": "often"}))),
     ):
         pass
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_service_that_others_could_reach_ends_before_it_starts_if_it_has_no_key(
+    workers: int, settings: Settings
+) -> None:
+    with pytest.raises(ConfigError, match="set UDR_KEY"):
+        serve(settings.model_copy(update={"host": "0.0.0.0", "port": 0, "workers": workers}))
