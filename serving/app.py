@@ -48,11 +48,9 @@ def build_parts(settings: Settings) -> Parts:
     rate = parse_rate(settings.rate)
     name = packaged_encoder() or "none" if settings.encoder == "auto" else settings.encoder
     dense = None if name == "none" else sentence_encoder(name)
-    retrievers = Retrievers(
-        dense, settings.retrievers, threads=settings.encoder_threads, precision=settings.query_precision
-    )
+    retrievers = Retrievers(dense, settings.retrievers, precision=settings.query_precision)
     database = open_database(settings.database, settings.replica)
-    worker = EncodingWorker(settings.max_waiting)
+    worker = EncodingWorker(settings.max_waiting, settings.encoder_threads or max(1, _cores() // settings.workers))
     catalog = Catalog(
         Store(database),
         retrievers,
@@ -147,6 +145,11 @@ def serve(settings: Settings) -> None:
             _run("serving.app:create_logging_app", settings, factory=True)
         return
     _run(create_logging_app(settings), settings)
+
+
+def _cores() -> int:
+    """Those that this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _refuse_open_door(settings: Settings) -> None:

@@ -1,4 +1,4 @@
-"""One thread that encodes for all requests: queries that wait together share a forward pass and go before bulk work."""
+"""Threads that encode for all requests: queries that wait together share a forward pass and go before bulk work."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from udr.types import Demonstration, FloatArray, Query
 
 __all__ = ["EncodingWorker"]
 
-_CHARACTERS = 16_384  # of queries in one pass: some 4,000 tokens, a tenth of a second on a CPU
+_CHARACTERS = 4096  # of queries in one pass: some 1,000 tokens; a CPU gains nothing by more, and the first would wait
 _BULK = 32  # demonstrations in one pass, so that a query never waits long behind them
 
 
@@ -43,21 +43,24 @@ class EncodingWorker:
     Args:
         max_waiting: queries that may wait; a request whose queries would exceed it is refused at once. A request
             alone is never refused for its size.
+        threads: passes at once. Bulk work leaves one of them to queries, where there are several.
     """
 
-    def __init__(self, max_waiting: int = 1024) -> None:
+    def __init__(self, max_waiting: int = 1024, threads: int = 1) -> None:
         self.max_waiting = max_waiting
         self.waiting = 0  # queries that were taken on and are not encoded yet
         self._queries: deque[_Work] = deque()
         self._bulk: deque[_Work] = deque()
+        self._bulk_passes, self._most_bulk_passes = 0, max(1, threads - 1)
         self._change = threading.Condition()
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name="encoding", daemon=True)
-        self._thread.start()
+        self._threads = [threading.Thread(target=self._run, name=f"encoding-{i}", daemon=True) for i in range(threads)]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def alive(self) -> bool:
-        return self._thread.is_alive()
+        return all(thread.is_alive() for thread in self._threads)
 
     def encode_queries(self, encoder: PoolEncoder, queries: Sequence[Query]) -> Future[FloatArray]:
         """Vectors (n, d), soon.
@@ -84,23 +87,27 @@ class EncodingWorker:
         """
         if not demonstrations:
             return np.empty((0, encoder.dim), dtype=np.float32)
-        parts = []
-        for start in range(0, len(demonstrations), _BULK):
-            work = _Work(encoder, Future(), demonstrations=demonstrations[start : start + _BULK])
-            with self._change:
-                if self._closed:
-                    raise Overloaded("the service is shutting down")
-                self._bulk.append(work)
-                self._change.notify()
-            parts.append(work.future.result())
-        return np.vstack(parts)
+        starts = range(0, len(demonstrations), _BULK)
+        works = [_Work(encoder, Future(), demonstrations=demonstrations[start : start + _BULK]) for start in starts]
+        with self._change:
+            if self._closed:
+                raise Overloaded("the service is shutting down")
+            self._bulk += works
+            self._change.notify_all()
+        return np.vstack([work.future.result() for work in works])
 
     def close(self) -> None:
-        """Finish the pass under way and refuse what waits."""
+        """Finish the passes under way and refuse what waits."""
         with self._change:
             self._closed = True
-            self._change.notify()
-        self._thread.join()
+            self._change.notify_all()
+        for thread in self._threads:
+            thread.join()
+        for work in (*self._queries, *self._bulk):
+            if work.future.set_running_or_notify_cancel():
+                work.future.set_exception(Overloaded("the service is shutting down"))
+        self._queries.clear()
+        self._bulk.clear()
 
     def _run(self) -> None:
         while taken := self._next():
@@ -109,17 +116,18 @@ class EncodingWorker:
                 _answer(works)
             with self._change:
                 self.waiting -= sum(len(work.queries) for work in taken)
-        for work in (*self._queries, *self._bulk):
-            if work.future.set_running_or_notify_cancel():
-                work.future.set_exception(Overloaded("the service is shutting down"))
+                if taken[0].demonstrations:
+                    self._bulk_passes -= 1
+                    self._change.notify()  # whom it kept from bulk work
 
     def _next(self) -> list[_Work]:
         """Wait for work; queries of one encoder that wait together, or else one piece of bulk work; none at the end."""
         with self._change:
-            self._change.wait_for(lambda: self._queries or self._bulk or self._closed)
+            self._change.wait_for(lambda: self._queries or self._may_do_bulk or self._closed)
             if self._closed:
                 return []
             if not self._queries:
+                self._bulk_passes += 1
                 return [self._bulk.popleft()]
             works = [self._queries.popleft()]
             size = works[0].characters
@@ -129,6 +137,10 @@ class EncodingWorker:
                     break
                 works.append(self._queries.popleft())
             return works
+
+    @property
+    def _may_do_bulk(self) -> bool:
+        return bool(self._bulk) and self._bulk_passes < self._most_bulk_passes
 
 
 def _answer(works: Sequence[_Work]) -> None:

@@ -86,8 +86,6 @@ class Retrievers:
     Args:
         dense: makes the sentence encoder; None where the service has none (BM25 alone).
         folders: trained retrievers by name, as `udr index` writes them.
-        threads: of one encoding. Two on busy cores wait for each other: forty times as long for a query, measured
-            beside a language model; more than one help bulk loads where cores are idle.
         precision: of queries; auto: int8 where the CPU has a unit for it.
     """
 
@@ -96,7 +94,6 @@ class Retrievers:
         dense: Callable[[], Encoder] | None,
         folders: Mapping[str, Path],
         *,
-        threads: int = 1,
         precision: Precision = "auto",
     ) -> None:
         self._makers: dict[str, Callable[[], Encoder]] = {DENSE: dense} if dense else {}
@@ -105,7 +102,6 @@ class Retrievers:
                 raise ArtifactError(f"retriever {name!r}: {folder}: not a retriever folder (no encoder/)")
             self._makers[name] = partial(_load_folder, folder / "encoder")
         self._folders = dict(folders)
-        self._threads = threads
         self._precision = precision
         self._loaded: dict[str, _Loaded] = {}
         self._loading = threading.Lock()
@@ -166,8 +162,10 @@ class Retrievers:
             if name not in self._loaded:
                 encoder = make()
                 if "torch" in sys.modules:
-                    sys.modules["torch"].set_num_threads(self._threads)
-                    self._loaded[name] = _with_onnx(encoder, self._threads, self._precision)
+                    # encodings go side by side: two threads of one wait for each other where cores are busy, forty
+                    # times as long for a query, measured beside a language model
+                    sys.modules["torch"].set_num_threads(1)
+                    self._loaded[name] = _with_onnx(encoder, self._precision)
                 else:
                     self._loaded[name] = _Loaded(encoder, encoder)
             return self._loaded[name]
@@ -200,7 +198,7 @@ def _load_folder(folder: Path) -> Encoder:
     return load_encoder(folder)
 
 
-def _with_onnx(encoder: Encoder, threads: int, precision: Precision) -> _Loaded:
+def _with_onnx(encoder: Encoder, precision: Precision) -> _Loaded:
     """The encoder run by ONNX Runtime where that computes the same; else as it is."""
     from udr.devices import multiplies_int8
     from udr.encoder import BiEncoder
@@ -209,9 +207,9 @@ def _with_onnx(encoder: Encoder, threads: int, precision: Precision) -> _Loaded:
     if not isinstance(encoder, BiEncoder) or encoder.device.type != "cpu":
         return _Loaded(encoder, encoder)
     try:
-        exact = OnnxEncoder(encoder, threads=threads)
+        exact = OnnxEncoder(encoder)
         in_int8 = precision == "int8" or (precision == "auto" and multiplies_int8())
-        quick = OnnxEncoder(encoder, precision="int8", threads=threads) if in_int8 else exact
+        quick = OnnxEncoder(encoder, precision="int8") if in_int8 else exact
         return _Loaded(exact, quick)
     except UDRError as error:
         _log.warning("torch encodes: ONNX Runtime cannot", error=str(error))

@@ -47,7 +47,7 @@ class Settings(BaseSettings):
     query_precision: Literal["auto", "float32", "int8"] = Field(
         "auto", description="int8: quicker queries, a little beside their place; auto: where the CPU has a unit for it."
     )
-    encoder_threads: int = Field(1, ge=1, description="Threads of one encoding; more only where cores are idle.")
+    encoder_threads: int = Field(0, ge=0, description="Encodings at once; 0: the cores, shared by the workers.")
     workers: int = Field(1, ge=1, le=64, description="Processes; each holds the indexes that it answers from.")
     max_in_flight: int = Field(512, ge=1, description="Requests worked on by a process before new ones get 429.")
     max_waiting: int = Field(1024, ge=1, description="Queries waiting to be encoded before new ones get 429.")

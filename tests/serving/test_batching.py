@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from serving.retrievers import PoolEncoder
 from udr.errors import Overloaded
 from udr.fakes import FakeEncoder
 from udr.tasks.spec import TaskSpec
-from udr.types import FloatArray, Query
+from udr.types import Demonstration, FloatArray, Query
 
 SPEC = TaskSpec(name="t", family="custom", kind="generation", metric="rouge_l")
 
@@ -62,6 +63,53 @@ def test_what_waits_shares_a_pass_and_a_request_given_up_harms_nobody(worker: En
         worker.encode_queries(encoder, query("bad")).result(10)
     assert worker.encode_queries(encoder, query("f")).result(10).shape == (1, 64)
     assert worker.alive
+
+
+class HeldBulk(FakeEncoder):
+    """Demonstrations wait for leave; counts how many passes over them are under way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.leave, self.begun = threading.Event(), threading.Event()
+        self.now = self.most = 0
+        self._lock = threading.Lock()
+
+    def encode_demonstrations(self, demonstrations: Sequence[Demonstration], instruction: str = "") -> FloatArray:
+        with self._lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+        self.begun.set()
+        assert self.leave.wait(10)
+        with self._lock:
+            self.now -= 1
+        return super().encode_demonstrations(demonstrations, instruction)
+
+
+def test_bulk_work_leaves_a_thread_to_queries_and_comes_back_in_order() -> None:
+    worker, held = EncodingWorker(threads=3), HeldBulk()
+    encoder = PoolEncoder(held, SPEC)
+    rows = [Demonstration(str(i), f"text {i}", "out") for i in range(300)]
+    with ThreadPoolExecutor(1) as threads:
+        bulk = threads.submit(worker.encode_demonstrations, encoder, rows)
+        assert held.begun.wait(10)
+        for name in "abc":  # they pass by
+            assert worker.encode_queries(encoder, query(name)).result(10).shape == (1, 64)
+        assert not bulk.done()
+        held.leave.set()
+        np.testing.assert_array_equal(bulk.result(10), encoder.encode_demonstrations(rows))
+    assert held.most == 2
+    worker.close()
+
+
+def test_many_clients_at_once_get_what_each_would_get_alone() -> None:
+    worker, encoder = EncodingWorker(threads=4), PoolEncoder(FakeEncoder(), SPEC)
+    queries = [query(str(i)) for i in range(400)]
+    with ThreadPoolExecutor(16) as threads:
+        found = list(threads.map(lambda q: worker.encode_queries(encoder, q).result(10), queries))
+    for own, vectors in zip(queries, found, strict=True):
+        np.testing.assert_array_equal(vectors, encoder.encode_queries(own))
+    assert worker.waiting == 0
+    worker.close()
 
 
 def test_a_request_alone_is_never_refused_for_its_size(worker: EncodingWorker) -> None:
