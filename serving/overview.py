@@ -57,7 +57,7 @@ def lengths(texts: Sequence[str]) -> dict[str, Any]:
     if not texts:
         return {"shortest": 0, "median": 0, "longest": 0, "histogram": []}
     sizes = np.array([len(t) for t in texts])
-    powers = [max(0, (n - 1).bit_length()) for n in sizes.tolist()]
+    powers = [max(n - 1, 0).bit_length() for n in sizes.tolist()]
     counts = Counter(powers)
     histogram = [{"up_to": 2**p, "count": counts[p]} for p in range(min(powers), max(powers) + 1)]
     return {

@@ -81,13 +81,14 @@ async function* stream(request, signal) {
 
 /** The data of server-sent events. */
 async function* events(bytes) {
-  const reader = bytes.pipeThrough(new TextDecoderStream()).getReader();
+  const reader = bytes.getReader();
+  const decoder = new TextDecoder();
   let waiting = "";
   try {
     for (;;) {
       const { done, value } = await reader.read();
       if (done) return;
-      const whole = (waiting + value).split(/\r?\n/);
+      const whole = (waiting + decoder.decode(value, { stream: true })).split(/\r?\n/);
       waiting = whole.pop();
       for (const line of whole) if (line.startsWith("data:")) yield line.slice(5).trim();
     }

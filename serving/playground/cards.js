@@ -3,9 +3,9 @@
 import { el } from "./dom.js";
 import { shown } from "./pictures.js";
 
-/** Its input, pictures, output and what else it has; `marks` stand above, `below` under it. */
-export function card(d, { marks = [], below = [] } = {}) {
-  return el("li", { class: "card" }, marks.length ? el("div", { class: "marks" }, marks) : null, body(d), below);
+/** Its input, pictures, output and what else it has, and above them these marks. */
+export function card(d, marks) {
+  return el("li", { class: "card" }, el("div", { class: "marks" }, marks), body(d));
 }
 
 /** What a demonstration says. */

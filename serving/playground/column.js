@@ -8,14 +8,15 @@ import { announce, button, count, el, number } from "./dom.js";
 export function column(context, asked, found, answer) {
   const result = found.results[0];
   const best = Math.max(...result.demonstrations.map((d) => d.similarity), Number.EPSILON);
+  const scored = found.retriever === "bm25" || found.retriever === "hybrid" ? "score" : "similarity";
   const ranked = [...result.demonstrations].sort((a, b) => a.rank - b.rank);
   return [
     head(asked, found, result),
     ranked.length
-      ? el("ol", { class: "cards plain", "aria-label": "Demonstrations by rank" }, ranked.map((d) => card(d, { marks: marks(d, best) })))
+      ? el("ol", { class: "cards plain", "aria-label": "Demonstrations by rank" }, ranked.map((d) => card(d, marks(d, best, scored))))
       : el("p", { class: "invitation" }, "No demonstration meets these settings."),
     leftOut(context, "Did not fit the budget", result.dropped, (d) => `${d.reason} (${count(d.tokens, "token")})`),
-    leftOut(context, "Passed over", result.passed_over ?? [], (d) => `rank ${d.rank}, similarity ${d.similarity.toFixed(3)}: ${d.reason}`),
+    leftOut(context, "Passed over", result.passed_over ?? [], (d) => `rank ${d.rank}, ${scored} ${d.similarity.toFixed(3)}: ${d.reason}`),
     prompt(result),
     answer,
   ];
@@ -30,9 +31,9 @@ function head(asked, found, result) {
     cut && el("p", {}, cut));
 }
 
-const marks = (d, best) => [
+const marks = (d, best, scored) => [
   el("span", { class: "rank" }, el("span", { class: "unseen" }, "Rank "), String(d.rank)),
-  el("span", {}, `similarity ${d.similarity.toFixed(3)}`),
+  el("span", {}, `${scored} ${d.similarity.toFixed(3)}`),
   bar(d.similarity / best),
   d.tokens === undefined || d.tokens === null ? null : el("span", {}, count(d.tokens, "token")),
   el("span", { class: "mono" }, d.id),

@@ -57,7 +57,7 @@ export function browsing(context) {
     const buttons = el("div", { class: "buttons" },
       button("Edit", () => edit(context.pool, d, () => changed(`${d.id} saved`)), { class: "small", "aria-label": `Edit ${d.id}` }),
       button("Delete", () => remove(d), { class: "small danger", "aria-label": `Delete ${d.id}` }));
-    return card(d, { marks: [el("span", { class: "mono" }, d.id)], below: [buttons] });
+    return card(d, [el("span", { class: "mono" }, d.id), buttons]);
   }
 
   async function remove(d) {

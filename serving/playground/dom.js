@@ -34,7 +34,7 @@ export function button(text, act, props = {}) {
 
 /** Let a select offer these [value, text] pairs; what was chosen stays chosen where it still is one. */
 export function offer(select, pairs) {
-  const before = select.value;
+  const before = select.options.length ? select.value : null;
   select.replaceChildren(...pairs.map(([value, text]) => el("option", { value }, text)));
   if (pairs.some(([value]) => value === before)) select.value = before;
 }

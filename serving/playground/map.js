@@ -2,7 +2,9 @@
 
 import { button, el, number, svg } from "./dom.js";
 
-const SIZE = { width: 720, height: 480, margin: 18 };
+const WIDE = { width: 720, height: 480 };
+const NARROW = { width: 360, height: 360 };
+const MARGIN = 18;
 const HUES = 8; // outputs that have a colour and a shape of their own; the others share grey
 const SHAPES = [
   (x, y, r) => `M${x - r} ${y}a${r} ${r} 0 1 0 ${2 * r} 0a${r} ${r} 0 1 0 ${-2 * r} 0`,
@@ -15,10 +17,12 @@ const WAYS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDo
 /** Draw the map that the service gave into a place. */
 export function drawMap(place, map, sampled) {
   const groups = grouped(map.points);
-  const points = placed(map.points, groups);
+  const size = place.clientWidth < 600 ? NARROW : WIDE;
+  const points = placed(map.points, groups, size);
+  const middle = { x: size.width / 2, y: size.height / 2 };
   const told = el("div", { class: "point", role: "status" }, "Point at a mark, or focus the map and use the arrow keys.");
   const drawing = svg("svg", {
-    viewBox: `0 0 ${SIZE.width} ${SIZE.height}`,
+    viewBox: `0 0 ${size.width} ${size.height}`,
     tabindex: 0,
     role: "application",
     "aria-label": `Map of ${map.sampled} demonstrations; the arrow keys go from one to the next`,
@@ -40,13 +44,13 @@ export function drawMap(place, map, sampled) {
       el("p", { class: "output" }, el("span", { class: "unseen" }, "Output:"), el("b", {}, p.output || "(empty)")));
   }
 
-  drawing.addEventListener("pointermove", (event) => show(nearest(points, pointed(drawing, event), 24)));
-  drawing.addEventListener("pointerdown", (event) => show(nearest(points, pointed(drawing, event), 60)));
-  drawing.addEventListener("focus", () => here < 0 && show(nearest(points, { x: SIZE.width / 2, y: SIZE.height / 2 }, Infinity)));
+  drawing.addEventListener("pointermove", (event) => show(nearest(points, pointed(drawing, event, size), 24)));
+  drawing.addEventListener("pointerdown", (event) => show(nearest(points, pointed(drawing, event, size), 60)));
+  drawing.addEventListener("focus", () => here < 0 && show(nearest(points, middle, Infinity)));
   drawing.addEventListener("keydown", (event) => {
     if (!(event.key in WAYS)) return;
     event.preventDefault();
-    show(next(points, here, WAYS[event.key]));
+    show(next(points, points[here] ?? middle, WAYS[event.key]));
   });
   const variance = map.variance.map((v) => `${(100 * v).toFixed(0)} %`).join(" and ");
   place.replaceChildren(
@@ -64,24 +68,24 @@ function grouped(points) {
   return rest ? [...common, [null, rest]] : common;
 }
 
-function placed(points, groups) {
+function placed(points, groups, size) {
   const hues = new Map(groups.filter(([output]) => output !== null).map(([output], i) => [output, i]));
   const [xs, ys] = ["x", "y"].map((axis) => points.map((p) => p[axis]));
-  const [x, y] = [scale(xs, SIZE.width), scale(ys, SIZE.height)];
-  return points.map((p) => ({ x: x(p.x), y: SIZE.height - y(p.y), hue: hues.get(p.output) ?? HUES }));
+  const [x, y] = [scale(xs, size.width), scale(ys, size.height)];
+  return points.map((p) => ({ x: x(p.x), y: size.height - y(p.y), hue: hues.get(p.output) ?? HUES }));
 }
 
 function scale(values, length) {
   const low = values.reduce((a, b) => Math.min(a, b), Infinity);
   const high = values.reduce((a, b) => Math.max(a, b), -Infinity);
-  const room = length - 2 * SIZE.margin;
-  return (v) => Math.round(10 * (high > low ? SIZE.margin + ((v - low) / (high - low)) * room : length / 2)) / 10;
+  const room = length - 2 * MARGIN;
+  return (v) => Math.round(10 * (high > low ? MARGIN + ((v - low) / (high - low)) * room : length / 2)) / 10;
 }
 
 /** Where a pointer stands in the drawing's own units. */
-function pointed(drawing, event) {
+function pointed(drawing, event, size) {
   const box = drawing.getBoundingClientRect();
-  return { x: ((event.clientX - box.left) / box.width) * SIZE.width, y: ((event.clientY - box.top) / box.height) * SIZE.height };
+  return { x: ((event.clientX - box.left) / box.width) * size.width, y: ((event.clientY - box.top) / box.height) * size.height };
 }
 
 function nearest(points, from, within) {
@@ -94,13 +98,12 @@ function nearest(points, from, within) {
 }
 
 /** The nearest point in a direction; what lies aside counts as further away. */
-function next(points, here, [dx, dy]) {
-  const from = points[here] ?? { x: SIZE.width / 2, y: SIZE.height / 2 };
+function next(points, from, [dx, dy]) {
   let [best, least] = [-1, Infinity];
   points.forEach((p, i) => {
     const along = (p.x - from.x) * dx + (p.y - from.y) * dy;
     const aside = Math.abs((p.x - from.x) * dy) + Math.abs((p.y - from.y) * dx);
-    if (i !== here && along > 0 && along + 3 * aside < least) [best, least] = [i, along + 3 * aside];
+    if (along > 0 && along + 3 * aside < least) [best, least] = [i, along + 3 * aside];
   });
   return best;
 }

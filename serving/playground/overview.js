@@ -57,7 +57,7 @@ function facts(pool) {
     ["Labels", labels.length ? (labels.length > 6 ? `${labels.length} labels` : labels.join(", ")) : "free text"],
     ["Changes so far", number(pool.seq)],
   ];
-  return el("dl", { class: "facts" }, rows.map(([term, said]) => el("div", {}, el("dt", {}, term), el("dd", {}, said))));
+  return el("dl", { class: "facts panel" }, rows.map(([term, said]) => el("div", {}, el("dt", {}, term), el("dd", {}, said))));
 }
 
 const sampled = ({ sampled: n, demonstrations: all }) =>
@@ -83,7 +83,9 @@ function lengths(title, found) {
   const { shortest, median, longest } = found;
   return [
     el("h3", {}, title),
-    el("p", { class: "reason" }, `Characters: ${number(shortest)} to ${number(longest)}, half of them up to ${number(median)}.`),
+    el("p", { class: "reason" }, shortest === longest
+      ? `${count(shortest, "character")} each`
+      : `${number(shortest)} to ${count(longest, "character")}, half of them up to ${number(median)}`),
     bars(found.histogram.map((h) => ({ name: `up to ${number(h.up_to)}`, count: h.count }))),
   ];
 }

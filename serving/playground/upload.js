@@ -42,7 +42,7 @@ export function uploading(context) {
     try {
       for (;;) {
         at("done").max = Math.max(job.total, 1);
-        at("done").value = ["done"].includes(job.state) ? at("done").max : job.done;
+        at("done").value = job.state === "done" ? at("done").max : job.done;
         at("upload-said").textContent = said(job);
         showRefused(job, places);
         if (!["receiving", "queued", "running"].includes(job.state)) break;
@@ -53,6 +53,9 @@ export function uploading(context) {
       at("cancel").hidden = true;
     }
     announce(`Upload ${job.state}`);
+    if (job.created + job.replaced) {
+      at("upload-said").append(" ", el("a", { href: `#/${encodeURIComponent(context.pool.name)}/demonstrations` }, "Look at them"));
+    }
     if (job.state === "failed") throw new Problem("the load failed", job.error ?? "The service does not say why.");
   }
 
@@ -124,12 +127,12 @@ function showRefused(job, places) {
 function jobTable(jobs) {
   const rows = jobs.slice(0, 20).map((job) => el("tr", {},
     el("td", {}, job.kind === "switch" ? `switch to ${job.retriever}` : `load (${job.format})`),
-    el("td", {}, job.error ? `${job.state}: ${job.error}` : job.state),
+    el("td", { title: job.error }, job.state),
     el("td", { class: "n" }, job.kind === "load" ? number(job.created) : ""),
     el("td", { class: "n" }, job.kind === "load" ? number(job.refused) : ""),
     el("td", {}, new Date(job.begun * 1000).toLocaleString("en"))));
   const head = [["What"], ["State"], ["Created", "n"], ["Refused", "n"], ["Begun"]];
-  return el("div", { class: "scrolling panel", tabindex: 0, role: "region", "aria-label": "Earlier loads and switches" }, el("table", {},
+  return el("div", { class: "scrolling", tabindex: 0, role: "region", "aria-label": "Earlier loads and switches" }, el("table", {},
     el("thead", {}, el("tr", {}, head.map(([text, kind]) => el("th", { scope: "col", class: kind ?? null }, text)))),
     el("tbody", {}, rows)));
 }

@@ -98,7 +98,9 @@ def draw_map(pool: AnyPool, parts: Service, request: Request) -> Response:
     """
     encoding = next((e for e in parts.catalog.store.encodings(pool.row.id) if e.id == pool.row.active), None)
     if encoding is None:
-        raise ConflictError(f"pool {pool.row.name!r} has no vectors; PUT /v1/pools/{pool.row.name}/retriever makes some")
+        raise ConflictError(
+            f"pool {pool.row.name!r} has no vectors; PUT /v1/pools/{pool.row.name}/retriever makes some"
+        )
     tag = f'"{pool.row.id}-{pool.row.seq}-{encoding.id}"'
     headers = {"ETag": tag, "Cache-Control": "private, no-cache"}
     if _same(request, tag):
@@ -110,7 +112,9 @@ def draw_map(pool: AnyPool, parts: Service, request: Request) -> Response:
         for (_, d, _), (x, y) in zip(found.rows, plane.points.tolist(), strict=True)
     ]
     return _json(
-        pool, {"retriever": encoding.retriever, "variance": plane.shares, "sampled": len(points), "points": points}, headers
+        pool,
+        {"retriever": encoding.retriever, "variance": plane.shares, "sampled": len(points), "points": points},
+        headers,
     )
 
 

@@ -1,4 +1,4 @@
-"""Pictures of the playground over a pool that this writes itself: `python -m tests.serving.screenshots FOLDER`.
+"""Pictures of the playground over a pool that this writes itself: `python -m tests.serving.browser.screenshots FOLDER`.
 
 Each view at 1280 and 400 pixels, light and dark. They are looked at before the page's form is changed, and are not kept.
 """
@@ -14,7 +14,8 @@ import httpx2
 from playwright.sync_api import Browser, Page
 
 from serving.settings import Settings, packaged_encoder
-from tests.serving.browser import chromium, picture
+from tests.serving.browser.chromium import chromium, picture
+from tests.serving.browser.pages import VIEWS
 from tests.serving.chat_server import chat_server
 from tests.serving.tools import served
 
@@ -25,20 +26,29 @@ SUBJECTS = {
     "account": ["my password expired in {}", "I cannot log in since {}", "please delete my account of {}"],
 }
 PLACES = ["March", "room 12", "Monday", "the cellar", "last week", "Lisbon", "the library", "yesterday"]
-VIEWS = ["try", "demonstrations", "review", "upload", "overview"]
 
 
 def fill(url: str) -> None:
     """A pool of tickets, with a picture, outcomes that wait, and a load with bad lines."""
     rows = [
-        {"id": f"ticket-{i}", "input": text.format(place), "output": label, "metadata": {"lang": "en", "year": 2020 + i % 5}}
+        {
+            "id": f"ticket-{i}",
+            "input": text.format(place),
+            "output": label,
+            "metadata": {"lang": "en", "year": 2020 + i % 5},
+        }
         for i, ((label, texts), place) in enumerate(itertools.product(SUBJECTS.items(), PLACES))
         for text in [texts[i % 3]]
     ]
     rows[0]["media"] = [{"kind": "image", "uri": picture()}, {"kind": "image", "uri": "https://example.org/a.png"}]
     rows[1]["input"] = "<script>document.title = 'broken in'</script> is what the printer prints"
     outcomes = [
-        {"input": "charged for March, three times", "output": "Printer", "corrected_output": "billing", "demonstrations": ["ticket-1"]},
+        {
+            "input": "charged for March, three times",
+            "output": "Printer",
+            "corrected_output": "billing",
+            "demonstrations": ["ticket-1"],
+        },
         {"input": "wifi is slow at noon", "output": "Printer", "corrected_output": "network"},
     ]
     lines = b'{"input": "the scanner hums", "output": "printer"}\n{"input": "no output"}\nnot JSON\n'
@@ -55,11 +65,12 @@ def fill(url: str) -> None:
 
 def shoot(browser: Browser, url: str, folder: Path) -> None:
     for width, scheme in itertools.product((1280, 400), ("light", "dark")):
-        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)  # type: ignore[arg-type]
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme, reduced_motion="reduce")  # type: ignore[arg-type]
         for view in VIEWS:
             page.goto(f"{url}/#/tickets/{view}")
             show(page, view)
             page.wait_for_load_state("networkidle")
+            page.evaluate("scrollTo(0, 0)")
             page.screenshot(path=folder / f"{view}-{width}-{scheme}.png", full_page=True)
         page.close()
 
@@ -75,7 +86,9 @@ def show(page: Page, view: str) -> None:
         page.get_by_text("Was it right?").wait_for()
     if view == "upload":
         rows = b"input,output,lang\nthe scanner hums,printer,en\nno label,nothing,en\n"
-        page.get_by_label("JSONL, CSV or Parquet").set_input_files({"name": "more.csv", "mimeType": "text/csv", "buffer": rows})
+        page.get_by_label("JSONL, CSV or Parquet").set_input_files(
+            {"name": "more.csv", "mimeType": "text/csv", "buffer": rows}
+        )
         page.get_by_role("button", name="Upload", exact=True).click()
         page.get_by_text("refused line").wait_for()
     if view == "overview":

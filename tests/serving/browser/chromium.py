@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 from playwright.sync_api import Browser, sync_playwright
 
-__all__ = ["chromium", "executable", "picture"]
+__all__ = ["chromium", "executable", "picture", "png"]
 
 
 def executable() -> str | None:
@@ -36,7 +36,8 @@ def chromium() -> Iterator[Browser]:
 def png(width: int, height: int) -> bytes:
     """A picture of two colours that does not shrink to nothing."""
     lines = b"".join(
-        b"\0" + bytes(v for x in range(width) for v in ((x * 7) % 256, (y * 5) % 256, (x * y) % 256)) for y in range(height)
+        b"\0" + bytes(v for x in range(width) for v in ((x * 7) % 256, (y * 5) % 256, (x * y) % 256))
+        for y in range(height)
     )
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
 
