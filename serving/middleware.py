@@ -21,7 +21,7 @@ from udr.errors import Overloaded, UDRError
 
 __all__ = ["Gate"]
 
-# without a key: asked by whoever starts and stops the service, and the page, which asks for one itself; they tell nothing
+# without a key: asked by whoever starts and stops the service, and the page, which asks for one; they tell nothing
 _OPEN, _PAGE = ("/livez", "/readyz", "/"), "/playground/"
 _ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _SECONDS = Histogram(

@@ -1,21 +1,29 @@
 // The model's answer to a prompt, as it streams, and what came of it.
 
 import { call, gone, headers, problemOf, Problem, raised } from "./api.js";
-import { announce, button, el } from "./dom.js";
+import { announce, at, button, el } from "./dom.js";
 import { attempt, showProblem } from "./notice.js";
 
-/** The panel of an answer to what `asked` asked; `signal` ends it with the query. */
-export function answering(asked, found, { model, why }, signal) {
+/**
+ * The panel of an answer to what `asked` asked.
+ *
+ * `none` is a promise of why no model can answer, empty where one can; `signal` ends it all with the query.
+ */
+export function answering(asked, found, none, signal) {
+  const inside = el("div", {}, el("p", { class: "reason" }, "Looking for models…"));
+  none.then((why) => inside.replaceChildren(...(why ? [el("p", { class: "reason" }, why)] : conversation(asked, found, signal))));
+  return el("section", { class: "panel", "aria-label": `Answer with ${found.retriever}` }, el("h2", {}, "Answer"), inside);
+}
+
+/** The button that asks, and below it what is answered. */
+function conversation(asked, found, signal) {
   const notice = el("div");
   const said = el("p", { class: "answer", hidden: true });
   const after = el("div");
-  const panel = el("section", { class: "panel", "aria-label": `Answer with ${found.retriever}` }, el("h2", {}, "Answer"));
-  if (!model) {
-    panel.append(el("p", { class: "reason" }, why || "No LLM server is configured."));
-    return panel;
-  }
   let stopper = null;
-  const ask = button(`Ask ${model}`, () => go(), { class: "primary" });
+  const model = () => at("model").value;
+  const ask = button(`Ask ${model()}`, () => go(), { class: "primary" });
+  at("model").addEventListener("change", () => (ask.textContent = `Ask ${model()}`), { signal });
   const stop = button("Stop", () => stopper.abort(), { hidden: true });
 
   async function go() {
@@ -29,7 +37,7 @@ export function answering(asked, found, { model, why }, signal) {
     ask.disabled = true;
     stop.focus();
     try {
-      for await (const piece of stream(body(asked, model), stopper.signal)) said.append(piece);
+      for await (const piece of stream(body(asked, model()), stopper.signal)) said.append(piece);
       announce(`Answer: ${said.textContent}`);
       after.replaceChildren(outcome(asked, found, said.textContent));
     } catch (problem) {
@@ -44,8 +52,7 @@ export function answering(asked, found, { model, why }, signal) {
     }
   }
 
-  panel.append(said, notice, el("div", { class: "buttons" }, ask, stop), after);
-  return panel;
+  return [said, notice, el("div", { class: "buttons" }, ask, stop), after];
 }
 
 /** A chat request through the front, which puts the same demonstrations in. */

@@ -15,9 +15,11 @@ export function browsing(context) {
   let shown = 0;
 
   async function show(cursor = "") {
+    const { pool } = context;
     const words = at("words").value.trim();
     const where = conditions(at("filter").value);
     const page = words ? await byWords(words, where) : await inOrder(cursor, where);
+    if (pool !== context.pool) return; // another one was gone to meanwhile
     const cards = page.demonstrations.map(item);
     cursor ? at("demonstrations").append(...cards) : at("demonstrations").replaceChildren(...cards);
     shown = cursor ? shown + cards.length : cards.length;

@@ -19,6 +19,7 @@ const views = {
   overview: overview(context),
 };
 let pools = [];
+let entries = 0;
 
 /** Pool and view that the address names. */
 function place() {
@@ -61,7 +62,6 @@ async function enter() {
   at("pool").disabled = !pools.length;
   at("pool").value = pool;
   at("view-welcome").hidden = pools.length > 0;
-  for (const name of Object.keys(views)) at(`view-${name}`).hidden = !pools.length || name !== view;
   for (const link of document.querySelectorAll("[data-view]")) {
     const own = link.dataset.view;
     link.hidden = !pools.length;
@@ -69,12 +69,23 @@ async function enter() {
     if (own === view) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
-  if (!pools.length) return announce("This service has no pools yet.");
+  entries += 1;
+  if (!pools.length) {
+    show(null);
+    return announce("This service has no pools yet.");
+  }
   document.title = `${pool} · UDR playground`;
-  await attempt(at("service-notice"), async () => {
-    context.pool = await call("GET", inPool(pool));
-    await views[view].enter(context.pool);
-  }, { again: start });
+  const own = entries;
+  const found = await attempt(at("service-notice"), () => call("GET", inPool(pool)), { again: start });
+  if (own !== entries) return; // another place was gone to meanwhile
+  if (found) context.pool = found; // what is shown always belongs to it
+  show(found ? view : null);
+  if (!found) return;
+  await attempt(at("service-notice"), () => views[view].enter(found), { again: start });
+}
+
+function show(view) {
+  for (const name of Object.keys(views)) at(`view-${name}`).hidden = name !== view;
 }
 
 // -- the key

@@ -22,6 +22,7 @@ export function overview(context) {
     at("facts").replaceChildren(facts(pool));
     for (const id of ["outputs", "lengths", "map"]) at(id).replaceChildren(el("p", { class: "busy" }, "Counting…"));
     const statistics = await call("GET", inPool(pool.name, "/statistics"));
+    if (pool !== context.pool) return; // another one was gone to meanwhile
     const said = sampled(statistics);
     at("outputs").replaceChildren(...outputs(statistics.outputs, statistics.sampled), said);
     at("lengths").replaceChildren(...lengths("Inputs", statistics.input_characters), ...lengths("Outputs", statistics.output_characters));
@@ -32,6 +33,7 @@ export function overview(context) {
     if (!pool.demonstrations) return at("map").replaceChildren(el("p", { class: "reason" }, "The pool is empty."));
     try {
       const map = await call("GET", inPool(pool.name, "/map"));
+      if (pool !== context.pool) return;
       if (!map.sampled) return at("map").replaceChildren(el("p", { class: "reason" }, "Nothing is encoded yet."));
       drawMap(at("map"), map, sampled(map));
     } catch (problem) {

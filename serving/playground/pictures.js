@@ -71,7 +71,7 @@ async function asDataUri(file) {
   if (!file.type.startsWith("image/")) throw new Problem("no picture", `${file.name} is no picture.`);
   const limit = await longestUri();
   const whole = await read(file);
-  if (whole.length <= limit) return [whole, `${file.name} goes with the query as it is.`];
+  if (whole.length <= limit) return [whole, `${file.name} is taken as it is.`];
   const bitmap = await createImageBitmap(file).catch(() => {
     throw new Problem("no picture", `${file.name} cannot be read as a picture.`);
   });

@@ -10,8 +10,10 @@ export function reviewing(context) {
   let next = null;
 
   async function show(cursor = "") {
+    const { pool } = context;
     const query = new URLSearchParams({ state: "waiting", limit: 50, cursor });
-    const page = await call("GET", `${inPool(context.pool.name, "/feedback")}?${query}`);
+    const page = await call("GET", `${inPool(pool.name, "/feedback")}?${query}`);
+    if (pool !== context.pool) return; // another one was gone to meanwhile
     const items = page.feedback.map(item);
     cursor ? list.append(...items) : list.replaceChildren(...items);
     next = page.next;

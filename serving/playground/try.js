@@ -20,6 +20,7 @@ export function trying(context) {
   });
   let entered = "";
   let going = null;
+  let noModel = Promise.resolve("");
 
   const invite = () => at("columns").replaceChildren(
     el("p", { class: "invitation" }, context.pool.demonstrations
@@ -53,7 +54,7 @@ export function trying(context) {
   const one = (node, body, signal) =>
     attempt(node, async () => {
       const answer = await call("POST", "/v1/prompt", { ...body, explain: true }, signal);
-      node.replaceChildren(...column(context, body, answer, answering(body, answer, chosenModel(), signal)));
+      node.replaceChildren(...column(context, body, answer, answering(body, answer, noModel, signal)));
       return answer.results[0].demonstrations.length;
     }, { again: find });
 
@@ -72,7 +73,7 @@ export function trying(context) {
       const pairs = retrieversOf(pool);
       offer(at("retriever"), pairs);
       offer(at("other"), [["none", "nothing"], ...pairs]);
-      await findModels(pool.name);
+      noModel = findModels(pool.name); // an LLM server that is silent holds nothing up
       if (entered === pool.name) return;
       entered = pool.name;
       invite();
@@ -88,7 +89,7 @@ function retrieversOf(pool) {
   return pairs;
 }
 
-/** Which models answer; where there are none, why. */
+/** Offer the models that answer; where there are none, say and return why. */
 async function findModels(pool) {
   const said = at("no-model");
   try {
@@ -103,10 +104,8 @@ async function findModels(pool) {
   }
   at("model-field").hidden = !at("model").value;
   said.hidden = !said.textContent;
+  return said.textContent;
 }
-
-/** The model that is to answer, or why there is none. */
-const chosenModel = () => ({ model: at("model").value, why: at("no-model").textContent });
 
 /** The body of a request for a prompt. */
 function request(pool, media) {

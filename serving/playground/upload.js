@@ -19,23 +19,22 @@ export function uploading(context) {
 
   async function upload() {
     const file = dropped ?? at("file").files[0];
-    const pool = context.pool.name;
+    const { pool } = context;
     if (!file) throw new Problem("no file", "Choose a file first.");
     const kind = file.name.split(".").pop().toLowerCase();
     if (!(kind in TYPES)) throw new Problem("unknown kind of file", `${file.name}: expected one that ends in .jsonl, .ndjson, .csv or .parquet.`);
     const { content, places } = kind === "csv" ? read(await file.text()) : { content: file, places: null };
-    at("upload-name").textContent = file.name;
+    at("upload-name").textContent = `${file.name} into ${pool.name}`;
     at("upload-progress").hidden = false;
     at("refused").replaceChildren();
     at("done").value = 0;
     const mode = at("upsert").checked ? "upsert" : "add";
-    const job = await sent(`${inPool(pool, "/load")}?mode=${mode}`, content, TYPES[kind]);
-    await follow(job, places);
-    context.pool = await call("GET", inPool(pool));
+    const job = await sent(`${inPool(pool.name, "/load")}?mode=${mode}`, content, TYPES[kind]);
+    await follow(pool, job, places);
     await listJobs();
   }
 
-  async function follow(begun, places) {
+  async function follow(pool, begun, places) {
     let job = begun;
     at("cancel").hidden = false;
     at("cancel").onclick = () => attempt(at("upload-notice"), () => call("DELETE", `/v1/jobs/${job.id}`));
@@ -54,13 +53,15 @@ export function uploading(context) {
     }
     announce(`Upload ${job.state}`);
     if (job.created + job.replaced) {
-      at("upload-said").append(" ", el("a", { href: `#/${encodeURIComponent(context.pool.name)}/demonstrations` }, "Look at them"));
+      at("upload-said").append(" ", el("a", { href: `#/${encodeURIComponent(pool.name)}/demonstrations` }, "Look at them"));
     }
     if (job.state === "failed") throw new Problem("the load failed", job.error ?? "The service does not say why.");
   }
 
   async function listJobs() {
-    const { jobs } = await call("GET", inPool(context.pool.name, "/jobs"));
+    const { pool } = context;
+    const { jobs } = await call("GET", inPool(pool.name, "/jobs"));
+    if (pool !== context.pool) return; // another one was gone to meanwhile
     at("jobs").replaceChildren(jobs.length ? jobTable(jobs) : el("p", { class: "reason" }, "None yet."));
   }
 

@@ -1,4 +1,4 @@
-"""The page at `/`, as files that a browser takes as they are, and what it alone asks for: a pool's map and statistics."""
+"""The page at `/`, in files that a browser takes as they are; and a pool's map and statistics, which it asks for."""
 
 from __future__ import annotations
 

@@ -56,8 +56,10 @@ def client(url: str, upstream: ChatServer) -> Iterator[httpx2.Client]:
 
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
-    """A page that asks nobody but the service, opens no dialog of the browser's, and has nothing for the console but the
-    statuses of refused requests, which tests look at themselves."""
+    """A page that asks nobody but the service and opens no dialog of the browser's.
+
+    On its console stand at most the statuses of refused requests, which tests look at themselves.
+    """
     context = browser.new_context(reduced_motion="reduce", permissions=["clipboard-read", "clipboard-write"])
     page = context.new_page()
     page.set_default_timeout(5000)

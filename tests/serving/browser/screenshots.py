@@ -1,6 +1,6 @@
 """Pictures of the playground over a pool that this writes itself: `python -m tests.serving.browser.screenshots FOLDER`.
 
-Each view at 1280 and 400 pixels, light and dark. They are looked at before the page's form is changed, and are not kept.
+Each view at 1280 and 400 pixels, light and dark. They are looked at when the page changes, and are not kept.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The playground where something is missing, refused or hostile: each is said plainly, and nothing that is stored runs."""
+"""The playground where something is missing, refused or hostile: it says so, and nothing that is stored runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Error, Page, expect
 
 from serving.settings import Settings
 from tests.serving.browser.pages import VIEWS, find, visit
@@ -34,7 +34,7 @@ def test_what_the_llm_server_does_wrong_is_said(
 ) -> None:
     visit(page, client, "try")
     find(page, "my printer smokes")
-    upstream.fault = fault
+    upstream.fault, upstream.pause = fault, 0.3
     page.get_by_role("button", name="Ask gemma").click()
     expect(page.get_by_role("alert")).to_contain_text(words)
     if fault == "refuse":
@@ -189,7 +189,8 @@ URIS = ["javascript:window.broken=1", "https://example.org/x.png", "data:text/ht
 
 
 def test_nothing_that_is_stored_runs_or_is_fetched(page: Page, client: httpx2.Client) -> None:
-    svg = "data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg' onload='window.broken=1'><script>window.broken=1</script></svg>"
+    drawing = "<svg xmlns='http://www.w3.org/2000/svg' onload='window.broken=1'><script>window.broken=1</script></svg>"
+    svg = f"data:image/svg+xml,{drawing}"
     rows = [
         {
             "id": text,
@@ -206,13 +207,7 @@ def test_nothing_that_is_stored_runs_or_is_fetched(page: Page, client: httpx2.Cl
     client.post("/v1/pools/hostile/demonstrations", json={"demonstrations": rows}).raise_for_status()
     outcomes = [{"input": text, "output": text, "corrected_output": text, "demonstrations": [text]} for text in HOSTILE]
     client.post("/v1/feedback", json={"pool": "hostile", "outcomes": outcomes}).raise_for_status()
-    shown = {
-        "try": ".column .rank",
-        "demonstrations": ".card",
-        "review": "#waiting li",
-        "upload": "#jobs p",
-        "overview": "path",
-    }
+    shown = dict(zip(VIEWS, (".column .rank", ".card", "#waiting li", "#jobs p", "path"), strict=True))
     for view in VIEWS:
         visit(page, client, view, "hostile")
         if view == "try":
@@ -228,7 +223,13 @@ def test_nothing_that_is_stored_runs_or_is_fetched(page: Page, client: httpx2.Cl
     expect(page.locator("#view-demonstrations .card").first).to_contain_text(HOSTILE[0])
     expect(page.locator("#view-demonstrations .address").nth(1)).to_have_text("image: https://example.org/x.png")
     page.get_by_role("button", name="Edit").first.click()
-    assert page.get_by_label("Input").input_value() == f"{HOSTILE[0]} printer"
+    assert page.get_by_role("dialog").get_by_label("Input").input_value() == f"{HOSTILE[0]} printer"
     assert page.evaluate("window.broken") is None
-    with pytest.raises(Exception, match="TrustedHTML"):  # nor could a later change of the page do it by mistake
+
+
+def test_no_text_becomes_markup_by_mistake(browser: Browser, client: httpx2.Client) -> None:
+    page = browser.new_page()
+    page.goto(str(client.base_url))
+    with pytest.raises(Error, match="TrustedHTML"):
         page.evaluate("document.body.innerHTML = '<b>x</b>'")
+    page.close()

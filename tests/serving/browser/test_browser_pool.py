@@ -28,7 +28,7 @@ def test_demonstrations_are_filtered_added_changed_and_deleted(page: Page, clien
     dialog = page.get_by_role("dialog")
     dialog.get_by_label("Id").fill("new one")
     dialog.get_by_label("Input").fill("no toner")
-    dialog.get_by_label("Output").select_option("printer")
+    dialog.get_by_role("combobox", name="Output").select_option("printer")
     dialog.get_by_text("Choices, references").click()
     dialog.get_by_label("Metadata").fill("lang = en\nfloor = 3")
     dialog.get_by_role("button", name="Save").click()

@@ -15,11 +15,11 @@ pytestmark = pytest.mark.browser
 
 def test_a_query_shows_what_the_service_answers(page: Page, client: httpx2.Client) -> None:
     visit(page, client, "try")
-    page.get_by_role("spinbutton", name="Demonstrations").fill("2")
+    page.get_by_role("spinbutton", name="Demonstrations").fill("1")
     page.get_by_label("Token budget").fill("90")
     find(page, "my printer smokes", "bm25")
     for i, retriever in enumerate(("", "bm25")):
-        asked = {"pool": "tickets", "queries": ["my printer smokes"], "k": 2, "budget": 90, "retriever": retriever}
+        asked = {"pool": "tickets", "queries": ["my printer smokes"], "k": 1, "budget": 90, "retriever": retriever}
         answer = client.post("/v1/prompt", json={**asked, "explain": True}).json()
         (result,) = answer["results"]
         column = page.locator(".column").nth(i)
@@ -115,7 +115,7 @@ def test_a_picture_goes_with_the_query_and_is_made_to_fit(
     visit(page, client, "try")
     field = page.get_by_label("Add a picture").first
     field.set_input_files({"name": "small.png", "mimeType": "image/png", "buffer": png(8, 8)})
-    expect(page.locator("#picture-said")).to_contain_text("as it is")
+    expect(page.locator("#picture-said")).to_contain_text("taken as it is")
     field.set_input_files({"name": "large.png", "mimeType": "image/png", "buffer": png(400, 300)})
     expect(page.locator("#picture-said")).to_contain_text("made smaller")
     expect(page.locator("#query-pictures img")).to_have_count(2)

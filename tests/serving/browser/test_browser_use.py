@@ -52,8 +52,8 @@ CONTROLS = """() => [...document.querySelectorAll('a[href], button, input, selec
   .map((e, i) => (e.dataset.seen = `${i} ${e.outerHTML.slice(0, 80)}`))"""
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_to_mend(page: Page, client: httpx2.Client, scheme: Any) -> None:
+@pytest.mark.parametrize(("scheme", "rules"), [("light", {}), ("dark", {"runOnly": ["color-contrast"]})])
+def test_axe_finds_nothing_to_mend(page: Page, client: httpx2.Client, scheme: Any, rules: dict[str, Any]) -> None:
     page.emulate_media(color_scheme=scheme)
     outcomes = [{"input": "a", "output": "Printer", "corrected_output": "billing"}]
     client.post("/v1/feedback", json={"pool": "tickets", "outcomes": outcomes}).raise_for_status()
@@ -65,18 +65,18 @@ def test_axe_finds_nothing_to_mend(page: Page, client: httpx2.Client, scheme: An
             find(page, "my printer smokes", "bm25")
             page.get_by_role("button", name="Ask gemma").first.click()
             page.get_by_text("Was it right?").wait_for()
-        found = axe.run(page)
+        found = axe.run(page, options=rules)
         assert found.violations_count == 0, f"{view}: {found.generate_report()}"
     for opener, view in (("Key", "try"), ("New pool", "try"), ("Add a demonstration", "demonstrations")):
         visit(page, client, view)
         page.get_by_role("button", name=opener, exact=True).click()
-        found = axe.run(page)
+        found = axe.run(page, options=rules)
         assert found.violations_count == 0, f"{opener}: {found.generate_report()}"
         page.keyboard.press("Escape")
         expect(page.get_by_role("dialog")).to_have_count(0)
 
 
-@pytest.mark.parametrize("width", [320, 400, 1280])
+@pytest.mark.parametrize("width", [320, 400])
 def test_no_view_is_wider_than_its_window(page: Page, client: httpx2.Client, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 800})
     client.post(
