@@ -59,7 +59,7 @@ async function enter() {
     return enter();
   }
   offer(at("pool"), pools.map((p) => [p.name, p.name]));
-  at("pool").disabled = !pools.length;
+  for (const node of [at("pool"), ...at("pool").labels]) node.hidden = !pools.length;
   at("pool").value = pool;
   at("view-welcome").hidden = pools.length > 0;
   for (const link of document.querySelectorAll("[data-view]")) {
@@ -128,8 +128,8 @@ document.querySelector(".skip").addEventListener("click", (event) => {
   event.preventDefault(); // the address behind # is the place
   at("main").focus();
 });
-window.addEventListener("hashchange", () => {
-  if (document.activeElement?.dataset?.view) announce(`${document.activeElement.textContent}`);
-  enter();
+window.addEventListener("hashchange", async () => {
+  await enter();
+  announce(`${document.querySelector("[data-view][aria-current]").textContent}, pool ${at("pool").value}`);
 });
 start();

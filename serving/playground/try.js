@@ -9,7 +9,7 @@ import { attempt, showProblem } from "./notice.js";
 import { takePictures } from "./pictures.js";
 
 const NO_UPSTREAM =
-  "No LLM server is configured, so there are no answers here. Start the service with `udr serve --upstream http://HOST:PORT` to see them.";
+  "No LLM server is configured, so there are no answers here. Start the service with “udr serve --upstream http://HOST:PORT” to see them.";
 
 export function trying(context) {
   const pictures = takePictures({
