@@ -23,8 +23,16 @@ let entries = 0;
 
 /** Pool and view that the address names. */
 function place() {
-  const [pool, view] = location.hash.replace(/^#\/?/, "").split("/").map(decodeURIComponent);
-  return { pool: pool ?? "", view: view in views ? view : "try" };
+  const [pool, view] = location.hash.replace(/^#\/?/, "").split("/");
+  return { pool: decoded(pool ?? ""), view: Object.hasOwn(views, view ?? "") ? view : "try" };
+}
+
+function decoded(name) {
+  try {
+    return decodeURIComponent(name);
+  } catch {
+    return ""; // an address that was typed
+  }
 }
 
 function go(pool, view) {

@@ -121,7 +121,9 @@ function request(pool, media) {
     selection: at("selection").value,
     order: at("order").value,
     where: conditions(at("where").value),
-    ...(threshold !== "" && { threshold: Number(threshold) }),
+    // stated even where it is as usual, so that the answer's prompt is this one whatever the pool's front says
+    threshold: threshold === "" ? null : Number(threshold),
+    considered: 100,
     without_copies: at("copies").checked,
   };
 }

@@ -12,6 +12,7 @@ const TYPES = {
   csv: "application/x-ndjson",
   parquet: "application/vnd.apache.parquet",
 };
+const LARGEST_CSV = 200e6; // bytes: it is read as a whole by the browser
 const LOOK = 300; // milliseconds between two looks at a job
 
 export function uploading(context) {
@@ -23,6 +24,7 @@ export function uploading(context) {
     if (!file) throw new Problem("no file", "Choose a file first.");
     const kind = file.name.split(".").pop().toLowerCase();
     if (!(kind in TYPES)) throw new Problem("unknown kind of file", `${file.name}: expected one that ends in .jsonl, .ndjson, .csv or .parquet.`);
+    if (kind === "csv" && file.size > LARGEST_CSV) throw new Problem("too large", `${file.name}: CSV is read up to ${number(LARGEST_CSV)} bytes; send it as JSONL or Parquet.`);
     const { content, places } = kind === "csv" ? read(await file.text()) : { content: file, places: null };
     at("upload-name").textContent = `${file.name} into ${pool.name}`;
     at("upload-progress").hidden = false;

@@ -26,7 +26,7 @@ class Encoded(NamedTuple):
 
 def sample(database: Database, pool_id: int, limit: int) -> list[Stored]:
     """At most `limit` demonstrations, spread over the whole pool, in the order they came."""
-    with database.read() as c:
+    with database.read(fresh=True) as c:
         return [stored(r) for r in c.execute(_among(sa.select(demonstration), pool_id, limit))]
 
 
@@ -34,7 +34,7 @@ def sample_encoded(database: Database, pool_id: int, encoding_id: int, limit: in
     """The same with their vectors; those that have none yet are left out."""
     joined = embedding.join(demonstration, demonstration.c.id == embedding.c.demonstration_id)
     query = sa.select(*demonstration.c, embedding.c.data).select_from(joined)
-    with database.read() as c:
+    with database.read(fresh=True) as c:
         own = query.where(embedding.c.encoding_id == encoding_id)
         rows = c.execute(_among(own, pool_id, limit)).all()
     vectors = np.stack([r.data for r in rows]) if rows else np.empty((0, 0), dtype=np.float32)

@@ -102,8 +102,9 @@ def test_a_problem_is_shown_with_its_title_and_detail(page: Page, client: httpx2
 
 
 def test_a_pool_that_is_gone_leads_to_one_that_is_there(page: Page, client: httpx2.Client) -> None:
-    page.goto(f"{client.base_url}/#/nothing/overview")
-    expect(page).to_have_url(f"{client.base_url}/#/empty/overview")
+    for place, view in (("nothing/overview", "overview"), ("%/constructor", "try"), ("", "try")):
+        page.goto(f"{client.base_url}/#/{place}")
+        expect(page).to_have_url(f"{client.base_url}/#/empty/{view}")
 
 
 def test_a_busy_service_is_asked_again_when_it_says(page: Page, tmp_path: Path) -> None:

@@ -62,6 +62,8 @@ def test_what_does_not_fit_is_told(page: Page, client: httpx2.Client) -> None:
 def test_an_answer_streams_with_the_prompt_that_is_shown(
     page: Page, client: httpx2.Client, upstream: ChatServer
 ) -> None:
+    front = {"k": 1, "threshold": 0.9, "considered": 1, "where": {"lang": "de"}, "order": "descending", "reserve": 8}
+    client.put("/v1/pools/tickets/front", json=front).raise_for_status()  # is not what the page's user asked for
     visit(page, client, "try")
     page.get_by_role("spinbutton", name="Demonstrations").fill("2")
     find(page, "my printer smokes")
