@@ -119,7 +119,7 @@ const broken = () => new Problem("answer broken off", "The LLM server broke off 
 /** Was it right? What is said here goes to the service as feedback; a correction waits for a reviewer. */
 function outcome(asked, found, output) {
   const notice = el("div");
-  const corrected = el("input", { "aria-label": "What it should have said", placeholder: "What it should have said" });
+  const corrected = el("input", { "aria-label": "Correct output", placeholder: "Correct output" });
   const record = (words, stated) => attempt(notice, async () => {
     const ids = found.results[0].demonstrations.map((d) => d.id);
     const one = { input: asked.queries[0].input, choices: asked.queries[0].choices ?? [], demonstrations: ids, output, ...stated };

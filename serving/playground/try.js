@@ -48,6 +48,7 @@ export function trying(context) {
     });
     const found = await Promise.all(columns);
     place.setAttribute("aria-busy", "false");
+    if (place.getBoundingClientRect().top > 0.8 * innerHeight) place.scrollIntoView(); // it stands below the form
     if (!signal.aborted && found.some((n) => n !== undefined)) announce(`${found.map((n) => n ?? 0).join(" and ")} demonstrations in the prompt`);
   }
 

@@ -13,7 +13,7 @@ from tests.serving.chat_server import ChatServer, chat_server
 from tests.serving.tools import served
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # playwright's event loop runs until it is closed, and asyncio allows no other one
 def browser() -> Iterator[Browser]:
     """A headless Chromium; each test opens a page of its own in it."""
     if executable() is None:

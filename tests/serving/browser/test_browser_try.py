@@ -80,7 +80,7 @@ def test_an_answer_streams_with_the_prompt_that_is_shown(
     expect(page.locator(".answer")).to_have_text("It is a Printer.")
     assert [m["content"] for m in upstream.body["messages"]] == shown
     assert upstream.body["model"] == "gemma"
-    page.get_by_label("What it should have said").fill("printer")
+    page.locator(".outcome").get_by_label("Correct output").fill("printer")
     page.get_by_role("button", name="Send to review").click()
     expect(page.get_by_text("it waits under Review")).to_be_visible()
     (kept,) = client.get("/v1/pools/tickets/feedback").json()["feedback"]
