@@ -19,9 +19,9 @@ from udr.filters import parse_filter
 from udr.retriever import arranged_prompt
 from udr.types import FloatArray, Prompt, Query
 
-__all__ = ["Retrieval", "encode", "fit", "retrieve"]
+__all__ = ["TOLD", "Retrieval", "encode", "fit", "retrieve"]
 
-_TOLD = 10  # demonstrations not chosen that `explain` tells of
+TOLD = 10  # demonstrations not chosen that `explain` tells of
 
 
 class Retrieval(NamedTuple):
@@ -62,7 +62,7 @@ async def retrieve(body: RetrieveBody, parts: Parts, caller: Caller, k: int) -> 
         body.selection,
         body.considered,
         body.without_copies,
-        _TOLD if body.explain else 0,
+        TOLD if body.explain else 0,
     )
 
     def look_up() -> tuple[Pool, Ranking]:

@@ -22,7 +22,7 @@ from serving.errors import PROBLEMS, add_error_handlers
 from serving.idempotency import Idempotency
 from serving.middleware import Gate
 from serving.retrievers import Retrievers, sentence_encoder
-from serving.routes import admin, feedback, jobs, openai, operations, pools, retrieval
+from serving.routes import admin, feedback, jobs, openai, operations, playground, pools, retrieval
 from serving.settings import Settings, packaged_encoder
 from serving.sql.audit import AuditLog
 from serving.sql.database import open_database
@@ -112,7 +112,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         responses=PROBLEMS,
     )
-    for module in (pools, retrieval, openai, feedback, jobs, admin, operations):
+    for module in (pools, retrieval, openai, feedback, jobs, admin, operations, playground):
         app.include_router(module.router)
     add_error_handlers(app)
     app.add_middleware(Idempotency)

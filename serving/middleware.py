@@ -21,7 +21,8 @@ from udr.errors import Overloaded, UDRError
 
 __all__ = ["Gate"]
 
-_OPEN = ("/livez", "/readyz")  # asked by whoever starts and stops the service; they tell nothing
+# without a key: asked by whoever starts and stops the service, and the page, which asks for one; they tell nothing
+_OPEN, _PAGE = ("/livez", "/readyz", "/"), "/playground/"
 _ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _SECONDS = Histogram(
     "udr_request_seconds",
@@ -69,7 +70,7 @@ class Gate:
             await send(message)
 
         try:
-            if request.url.path in _OPEN:
+            if scope["path"] in _OPEN or scope["path"].startswith(_PAGE):
                 await self.app(scope, receive, told_send)
                 return
             if self.in_flight >= self.max_in_flight:

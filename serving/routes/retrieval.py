@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Response
 
-from serving.answering import Retrieval, fit, retrieve
+from serving.answering import TOLD, Retrieval, fit, retrieve
+from serving.choosing import Answer, PassedOver
 from serving.dependencies import By, Parts, Service
 from serving.schemas import (
     PromptAnswer,
@@ -21,6 +23,7 @@ from serving.schemas import (
 )
 from udr.prompt import as_messages, render_demonstration
 from udr.retriever import SPARES
+from udr.types import Prompt
 
 __all__ = ["router"]
 
@@ -38,12 +41,24 @@ async def retrieve_demonstrations(body: RetrieveBody, parts: Service, caller: By
 async def build_prompt(body: PromptBody, parts: Service, caller: By) -> Response:
     """The finished prompt of each query, as text and as chat messages, within the token budget."""
     made = await retrieve(body, parts, caller, SPARES * body.k)
-    return _answer(made, await run_sync(_prompts, body, parts, made), body.explain)
+    prompts = await run_sync(fit, body, parts, made)
+    results = await run_sync(_prompts, body, parts, made, prompts)
+    if body.explain:
+        made = made._replace(answers=[_with_spares(a, p) for a, p in zip(made.answers, prompts, strict=True)])
+    return _answer(made, results, body.explain)
 
 
-def _prompts(body: PromptBody, parts: Parts, made: Retrieval) -> list[dict[str, Any]]:
+def _with_spares(answer: Answer, prompt: Prompt) -> Answer:
+    """An answer that also tells of those that would have stood in for what did not fit."""
+    told = {d.id for d in prompt.demonstrations} | {d.demonstration_id for d in prompt.dropped}
+    spares = [PassedOver(f, "would have stood in for one that did not fit") for f in answer.found]
+    passed = [*(s for s in spares if s.retrieved.demonstration.id not in told), *answer.passed_over]
+    return answer._replace(passed_over=sorted(passed, key=lambda one: one.retrieved.rank)[:TOLD])
+
+
+def _prompts(body: PromptBody, parts: Parts, made: Retrieval, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
     spec, results = made.pool.spec, []
-    for query, (found, _), prompt in zip(made.queries, made.answers, fit(body, parts, made), strict=True):
+    for query, (found, _), prompt in zip(made.queries, made.answers, prompts, strict=True):
         result = prompt_json(prompt, as_messages(spec, prompt.demonstrations, query), found)
         if body.explain:
             tokenizer = parts.tokenizers.get(body.tokenizer)

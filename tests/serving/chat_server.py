@@ -110,6 +110,7 @@ def chat_server() -> Iterator[ChatServer]:
             try:
                 for i in range(10_000 if own.fault == "slow" else len(WORDS)):
                     if own.fault == "break" and i == 2:
+                        own.stopping.wait(own.pause)  # the two words are read before the end is
                         self.close_connection = True
                         return
                     choice = {"index": 0, "delta": {"content": WORDS[i % len(WORDS)]}, "finish_reason": None}

@@ -263,6 +263,19 @@ def test_what_was_not_chosen_is_explained(client: TestClient, pool: str) -> None
     ]
 
 
+def test_the_explanation_of_a_prompt_leaves_nothing_near_unsaid(client: TestClient, pool: str) -> None:
+    ranking = retrieve(client, "printer on fire", k=5)
+    for budget in (60, 90, 500):
+        asked = {"pool": pool, "queries": ["printer on fire"], "k": 1, "budget": budget, "explain": True}
+        (made,) = client.post("/v1/prompt", json=asked).json()["results"]
+        (shown,) = [d["id"] for d in made["demonstrations"]]
+        passed = [p["id"] for p in made["passed_over"]]
+        assert sorted([shown, *passed, *(d["id"] for d in made["dropped"])]) == sorted(ranking)
+        assert passed == [i for i in ranking if i in passed]
+        spare = "would have stood in for one that did not fit"
+        assert made["passed_over"][0]["reason"] in (spare, "not among the 2 nearest")
+
+
 def test_lists_can_be_filtered_and_taken_elsewhere(client: TestClient, pool: str) -> None:
     where = "/v1/pools/tickets/demonstrations"
 
