@@ -3,8 +3,8 @@
     python tests/benchmarks/service.py PART data=FOLDER encoder=FOLDER [python=PEERS_PYTHON] [key=value ...]
 
 peers     one pool of 10,000 real demonstrations: p50, p99 and throughput at 1, 8 and 64 clients, beside LangChain,
-          DSPy and sentence-transformers + FAISS (`service_peers.py`, run by `python`); what HTTP, SQL and search add
-          to the encoder
+          DSPy and sentence-transformers + FAISS (`service_peers.py`, run by `python`)
+added     what HTTP, SQL, search and prompt add to the service's own encoder, one query at a time
 ingest    demonstrations a second that a load stores durably, before they are encoded
 vectors   encodes a million stretches of real texts for `scale` (`out=FILE.npy`)
 scale     10k, 100k and 1M vectors: opening, retrieval, recall, filters, memory (`vectors=FILE.npy`)
@@ -220,19 +220,28 @@ def peers(data: str, encoder: str, python: str = sys.executable, seconds: float 
     results["throughput_of_the_best_peer_at_64"] = round(
         many["udr"]["per_second"] / max(o["per_second"] for o in others), 2
     )
-    results["overhead_ms"] = overhead(encoder, rows, queries)
     write_result("service_peers", results)
 
 
+def added(data: str, encoder: str) -> None:
+    rows, queries = real_rows(data, 10_000)
+    write_result("service_added", overhead(encoder, rows, queries))
+
+
 def overhead(encoder: str, rows: Sequence[dict[str, str]], queries: Sequence[str]) -> dict[str, float]:
-    """What HTTP, SQL, search and prompt add to the encoding of one query, one client, in one process after another."""
+    """What HTTP, SQL, search and prompt add to the encoding of one query, one client, in one process after another.
+
+    The encoder alone is the one that the service asks: int8 in ONNX Runtime where the CPU has a unit for it.
+    """
     import torch
 
+    from udr.devices import multiplies_int8
     from udr.encoder import build_encoder
+    from udr.onnx_encoder import OnnxEncoder
     from udr.types import Query
 
     torch.set_num_threads(1)
-    alone = build_encoder(encoder, device="cpu")
+    alone = OnnxEncoder(build_encoder(encoder, device="cpu"), precision="int8" if multiplies_int8() else "float32")
     times = []
     for i, query in enumerate(queries[:400]):
         begun = time.perf_counter()
@@ -290,24 +299,17 @@ def overload(data: str, encoder: str, seconds: float = 30.0) -> None:
         fill(port, rows)
         clients(port, "/v1/retrieve", lambda q: {**body, "queries": [q]}, queries, 8, 3.0)
         before = memory_mb(pid)
-        alive, stop = list[float](), threading.Event()
-
-        def probe() -> None:
-            connection = http.client.HTTPConnection("127.0.0.1", port)
-            while not stop.wait(0.05):
-                begun = time.perf_counter()
-                connection.request("GET", "/livez")
-                connection.getresponse().read()
-                alive.append(time.perf_counter() - begun)
-
-        prober = threading.Thread(target=probe)
-        prober.start()
+        prober = subprocess.Popen(
+            [sys.executable, __file__, "probe", f"port={port}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         # each request holds twenty queries: sixty-four clients then keep more in the queue than it admits
         tally, elapsed = clients(
             port, "/v1/retrieve", lambda q: {**body, "queries": [q] * 20}, queries, 640 // 10, seconds
         )
-        stop.set()
-        prober.join()
+        alive = [float(line) for line in prober.communicate("stop")[0].split()]
         result = {
             "statuses": dict(tally.statuses),
             "with_retry_after": tally.retry_after[True],
@@ -349,6 +351,18 @@ def vectors(data: str, encoder: str, out: str, count: int = 1_000_500, words: in
             left = (time.perf_counter() - begun) * (count / (start + len(part)) - 1)
             print(f"{start + len(part)}/{count}, ETA {left:.0f} s", flush=True)
     file.flush()
+
+
+def probe(port: str) -> None:
+    """Ask /livez until stdin ends, and print how long each took; a process of its own, as whoever watches a service."""
+    stopped = threading.Event()
+    threading.Thread(target=lambda: (sys.stdin.read(), stopped.set()), daemon=True).start()
+    connection = http.client.HTTPConnection("127.0.0.1", int(port))
+    while not stopped.wait(0.05):
+        begun = time.perf_counter()
+        connection.request("GET", "/livez")
+        connection.getresponse().read()
+        print(time.perf_counter() - begun)
 
 
 def scale(vectors: str, sizes: str = "10000,100000,1000000") -> None:
@@ -454,11 +468,13 @@ def main() -> None:
 
 PARTS: dict[str, Callable[..., None]] = {
     "peers": peers,
+    "added": added,
     "ingest": ingest,
     "precision": precision,
     "vectors": vectors,
     "scale": scale,
     "overload": overload,
+    "probe": probe,
 }
 
 if __name__ == "__main__":
