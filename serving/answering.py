@@ -44,8 +44,10 @@ async def encode(parts: Parts, encoder: PoolEncoder, queries: Sequence[Query]) -
     return vectors, encoder.tokens_cut(queries)
 
 
-async def retrieve(body: RetrieveBody, parts: Parts, caller: Caller, k: int) -> Retrieval:
+async def retrieve(body: RetrieveBody, parts: Parts, caller: Caller, k: int, known: Pool | None = None) -> Retrieval:
     """Find the `k` demonstrations that suit each query, whatever number the body asks for.
+
+    `known` is the pool where it was looked up already.
 
     Raises:
         UDRError: as the parts of the service do.
@@ -66,7 +68,7 @@ async def retrieve(body: RetrieveBody, parts: Parts, caller: Caller, k: int) -> 
     )
 
     def look_up() -> tuple[Pool, Ranking]:
-        pool = parts.catalog.pool(visible(caller, body.pool))
+        pool = known or parts.catalog.pool(visible(caller, body.pool))
         return pool, parts.catalog.rank_by(pool, body.retriever)
 
     pool, ranking = await run_sync(look_up)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
@@ -56,7 +56,7 @@ def addressed(body: dict[str, Any], header: str | None = None) -> Addressed:
     return Addressed(pool, upstream)
 
 
-def front_of(kept: dict[str, Any] | None, own: Any) -> FrontBody:
+def front_of(kept: Mapping[str, Any] | None, own: Any) -> FrontBody:
     """The settings of a pool's front, and over them those of the request.
 
     Raises:

@@ -59,12 +59,19 @@ def build_prompt(
 ) -> Prompt:
     """Take demonstrations, best first, while they fit; one that does not fit is skipped and the next one tried.
 
+    Where the best ones fit together, which one count tells, they are the prompt.
+
     The whole text is counted by the LM's own tokenizer, separators and BOS-free, so `tokens + reserve ≤ budget`
     holds exactly. `reserve` keeps room for the answer. `k` bounds how many are taken; None takes all that fit.
 
     Raises:
         PromptTooLong: the query alone exceeds the budget.
     """
+    best = tuple(ranked[:k][::-1])  # the best one stands next to the query
+    text = render(spec, best, query)
+    tokens = len(tokenizer.encode(text))
+    if tokens + reserve <= budget:
+        return Prompt(text, best, (), tokens, budget)
     text = render(spec, [], query)
     tokens = len(tokenizer.encode(text))
     if tokens + reserve > budget:
@@ -77,7 +84,7 @@ def build_prompt(
     for demonstration in ranked:
         if k is not None and len(taken) >= k:
             break
-        trial = [demonstration, *taken]  # the best one stands next to the query
+        trial = [demonstration, *taken]
         trial_text = render(spec, trial, query)
         trial_tokens = len(tokenizer.encode(trial_text))
         if trial_tokens + reserve <= budget:

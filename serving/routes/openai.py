@@ -147,26 +147,20 @@ async def _forward(
     to, own = addressed(body, request.headers.get(POOL_HEADER)), body.pop(FIELD, None)
     told: list[tuple[bytes, bytes]] = []
     if to.pool:
-        front = front_of(await _kept(parts, caller, to.pool), own)
-        pool, prompts = await _prompts(parts, caller, to.pool, front, queries_of(body))
+        pool = await run_sync(parts.catalog.pool, visible(caller, to.pool))
+        front = front_of(pool.row.front, own)
+        prompts = await _prompts(parts, caller, pool, front, queries_of(body))
         body, told = placed(body, front, pool.spec, prompts), _told(pool, prompts)
     path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
     content = orjson.dumps({**body, "model": to.model})
     return Relay(upstream, upstream.request(path, content, _headers(request, parts).items()), told)
 
 
-async def _kept(parts: Parts, caller: Caller, name: str) -> dict[str, Any] | None:
-    pool = await run_sync(parts.catalog.pool, visible(caller, name))
-    return None if pool.row.front is None else dict(pool.row.front)
-
-
-async def _prompts(
-    parts: Parts, caller: Caller, pool: str, front: FrontBody, queries: Sequence[str]
-) -> tuple[Pool, list[Prompt]]:
+async def _prompts(parts: Parts, caller: Caller, pool: Pool, front: FrontBody, queries: Sequence[str]) -> list[Prompt]:
     choice = front.model_dump(include=set(RetrieveBody.model_fields))
-    asked = RetrieveBody(pool=pool, queries=list(queries), **choice)
-    made = await retrieve(asked, parts, caller, SPARES * front.k)
-    return made.pool, await run_sync(fit, front, parts, made)
+    asked = RetrieveBody(pool=pool.row.name, queries=list(queries), **choice)
+    made = await retrieve(asked, parts, caller, SPARES * front.k, pool)
+    return await run_sync(fit, front, parts, made)
 
 
 def _told(pool: Pool, prompts: Sequence[Prompt]) -> list[tuple[bytes, bytes]]:

@@ -17,7 +17,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -160,9 +160,10 @@ def accuracy(lm: str, run: str, tasks: str = ",".join(TASKS)) -> None:
     write_result("front_accuracy", {"tasks": found, "average": mean})
 
 
-PARTS = {"latency": latency, "accuracy": accuracy}
+PARTS: dict[str, Callable[..., None]] = {"latency": latency, "accuracy": accuracy}
 
 if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1] not in PARTS:
         raise SystemExit(__doc__)
-    PARTS[sys.argv[1]](**dict(argument.split("=", 1) for argument in sys.argv[2:]))  # type: ignore[arg-type, operator]
+    given = dict(argument.split("=", 1) for argument in sys.argv[2:])
+    PARTS[sys.argv[1]](**{key: int(value) if key == "count" else value for key, value in given.items()})
