@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 
 from training.meter import Meter
-from training.run import Run, encoder_folder, final_round, fit_and_save, is_trained, ranked_tasks, rounds_of
+from training.run import FEEDBACK, Run, encoder_folder, final_round, fit_and_save, is_trained, ranked_tasks, rounds_of
 from udr.artifacts import read_json, write_json
 from udr.candidates import read_candidates, with_ranks, write_candidates
 from udr.data import TaskData, write_demonstrations
@@ -97,10 +97,12 @@ def train_on_feedback(run: Run, files: Mapping[str, Path]) -> list[str]:
     if not is_trained(encoder_folder(run, last, "")):
         raise ArtifactError(f"{encoder_folder(run, last, '')}: not trained yet; run: udr train")
     stamp = {name: _digest(own.outcomes) for name, own in given.items()}
-    if last > run.config.mining.rounds and read_json(run.round_folder(last) / "feedback.json") == stamp:
+    if last > run.config.mining.rounds and read_json(run.round_folder(last) / FEEDBACK) == stamp:
         return [f"round {last} has learnt from these outcomes already"]
     number = last + 1
-    marked = run.round_folder(number) / "feedback.json"
+    marked = run.round_folder(number) / FEEDBACK
+    if not marked.is_file() and any(marked.parent.glob("*.jsonl")):
+        raise ConfigError(f"{marked.parent}: begun by another command than --feedback; delete it")
     if marked.is_file() and read_json(marked) != stamp:
         raise ConfigError(f"{marked}: round {number} was begun with other outcomes; finish it with those or delete it")
     encoder = load_encoder(encoder_folder(run, last, ""))

@@ -42,8 +42,19 @@ from udr.scoring.estimate import Estimate, estimate
 from udr.train import Objective, RankedTask, fit, forgotten
 from udr.types import CandidateList, Progress
 
-__all__ = ["Run", "estimate_score", "final_round", "mine_and_train", "open_run", "propose", "score", "train"]
+__all__ = [
+    "FEEDBACK",
+    "Run",
+    "estimate_score",
+    "final_round",
+    "mine_and_train",
+    "open_run",
+    "propose",
+    "score",
+    "train",
+]
 
+FEEDBACK = "feedback.json"  # in the folder of a round that learns from what came of prompts
 Note = Callable[[], str] | None  # what else is worth telling beside how far the work is
 
 
@@ -361,7 +372,7 @@ def encoder_folder(run: Run, number: int, name: str) -> Path:
 def final_round(run: Run) -> int:
     """The last round: `mining.rounds`, or the last one behind it that learnt from feedback."""
     number = run.config.mining.rounds
-    while is_trained(encoder_folder(run, number + 1, "")):
+    while (run.round_folder(number + 1) / FEEDBACK).is_file() and is_trained(encoder_folder(run, number + 1, "")):
         number += 1
     return number
 

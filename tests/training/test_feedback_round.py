@@ -120,6 +120,9 @@ def test_what_cannot_be_learnt_from_is_one_line(bench: Bench, copy: Bench, udr: 
     assert "not trained yet" in udr("train", bench.config, "--feedback", f"mood={told}").complaint
     assert "did you mean mood?" in udr("train", copy.config, "--feedback", f"mod={told}").complaint
     assert "expected TASK=FILE" in udr("train", copy.config, "--feedback", str(told)).complaint
+    assert udr("propose", copy.config, "--round", 2).code == 0  # another way to a round of that number
+    assert "begun by another command" in udr("train", copy.config, "--feedback", f"mood={told}").complaint
+    assert final_round(open_run(copy.settings())) == 1
     told.write_text('{"id": 1}\n')
     assert f"{told}:1: no outcome" in udr("train", copy.config, "--feedback", f"mood={told}").complaint
     assert "no such file" in udr("train", copy.config, "--feedback", "mood=nowhere.jsonl").complaint
