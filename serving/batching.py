@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -17,6 +18,7 @@ from udr.types import Demonstration, FloatArray, Query
 __all__ = ["EncodingWorker"]
 
 _CHARACTERS = 4096  # of queries in one pass: some 1,000 tokens; a CPU gains nothing by more, and the first would wait
+_REFUSED = 0.05  # seconds for which a refusal holds for whoever comes
 _BULK = 32  # demonstrations in one pass, so that a query never waits long behind them
 
 
@@ -49,6 +51,7 @@ class EncodingWorker:
     def __init__(self, max_waiting: int = 1024, threads: int = 1) -> None:
         self.max_waiting = max_waiting
         self.waiting = 0  # queries that were taken on and are not encoded yet
+        self._refused = -_REFUSED  # when the last request was refused, on the monotonic clock
         self._queries: deque[_Work] = deque()
         self._bulk: deque[_Work] = deque()
         self._bulk_passes, self._most_bulk_passes = 0, max(1, threads - 1)
@@ -62,6 +65,11 @@ class EncodingWorker:
     def alive(self) -> bool:
         return all(thread.is_alive() for thread in self._threads)
 
+    @property
+    def full(self) -> bool:
+        """True for a moment after a refusal: what comes now need not be read to be refused too."""
+        return time.monotonic() - self._refused < _REFUSED
+
     def encode_queries(self, encoder: PoolEncoder, queries: Sequence[Query]) -> Future[FloatArray]:
         """Vectors (n, d), soon.
 
@@ -73,6 +81,7 @@ class EncodingWorker:
             if self._closed:
                 raise Overloaded("the service is shutting down")
             if self.waiting and self.waiting + len(queries) > self.max_waiting:
+                self._refused = time.monotonic()
                 raise Overloaded(f"{self.waiting} queries wait to be encoded; try again in a second")
             self.waiting += len(queries)
             self._queries.append(work)

@@ -23,6 +23,9 @@ __all__ = ["Gate"]
 
 # without a key: asked by whoever starts and stops the service, and the page, which asks for one; they tell nothing
 _OPEN, _PAGE = ("/livez", "/readyz", "/"), "/playground/"
+# what wants something encoded; under overload such requests are refused before their bodies are read, for reading them
+# all would keep the others waiting
+_ENCODES = ("/v1/retrieve", "/v1/prompt", "/v1/embeddings")
 _ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _SECONDS = Histogram(
     "udr_request_seconds",
@@ -113,6 +116,8 @@ class Gate:
             return problem(401, "unauthorized", "send a key that is valid as `Authorization: Bearer KEY`", headers)
         request.state.caller = caller
         acting.set(caller.name)
+        if request.url.path in _ENCODES and request.app.state.parts.worker.full:
+            return problem_of(Overloaded("more queries wait to be encoded than soon can be; try again in a second"))
         if wait := access.seconds_to_wait(caller):
             return problem_of(Overloaded(f"{caller.name}: too many requests; wait {wait} s", wait))
         length = request.headers.get("content-length", "0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -53,8 +54,12 @@ def test_what_waits_shares_a_pass_and_a_request_given_up_harms_nobody(worker: En
     assert held.begun.wait(10)
     waiting = [worker.encode_queries(encoder, query(name)) for name in "bcd"]
     assert waiting[1].cancel()
+    assert not worker.full
     with pytest.raises(Overloaded):
         worker.encode_queries(encoder, query("e"))
+    assert worker.full
+    time.sleep(0.1)
+    assert not worker.full
     held.leave.set()
     for future, name in ((first, "a"), (waiting[0], "b"), (waiting[2], "d")):
         np.testing.assert_array_equal(future.result(10), FakeEncoder().encode_queries(query(name)))

@@ -122,9 +122,22 @@ def test_too_much_work_is_refused_and_the_rest_is_done(tmp_path: Path, monkeypat
             assert client.get("/livez").status_code == 200
         assert set(answers) == {(200, None), (429, "1")}
         assert answers[200, None] >= 20
+        time.sleep(0.1)
         assert ask(0) == (200, None)
         many = client.post("/v1/retrieve", json={"pool": "p", "queries": ["a"] * 50})
         assert many.status_code == 200  # a request alone is never refused for its size
+
+
+def test_while_a_refusal_holds_requests_are_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with TestClient(create_app(Settings(database=f"sqlite:///{tmp_path}/udr.sqlite", encoder="fake"))) as client:
+        monkeypatch.setattr("serving.batching.EncodingWorker.full", True)
+        for path in ("/v1/retrieve", "/v1/prompt", "/v1/embeddings"):
+            answer = client.post(path, content=b"not even JSON")
+            assert answer.status_code == 429
+            assert answer.headers["retry-after"] == "1"
+        assert client.get("/v1/pools").status_code == 200
+        monkeypatch.undo()
+        assert client.post("/v1/retrieve", content=b"not even JSON").status_code == 422
 
 
 def test_spans_reach_a_collector(tmp_path: Path) -> None:
