@@ -45,8 +45,8 @@ from udr.evaluation import answer_prompts
 from udr.metrics import per_example
 from udr.types import Demonstration
 
-TASKS = ("past_tense", "sentiment_hotels", "metaphor", "adjective_order")
-POOL, USED, USES, TESTED = 100, 80, 3, 100  # rows of each task: in the pool at first, used a time, times, tested
+TASKS = ("past_tense", "metaphor", "adjective_order")
+POOL, USED, USES, TESTED = 100, 80, 2, 100  # rows of each task: in the pool at first, used a time, times, tested
 K, BUDGET = 4, 640
 ARMS = {"honest": 0.0, "liars": 0.2}
 MAIN = Path(__file__).parent / "main.yaml"
