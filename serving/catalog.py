@@ -35,6 +35,7 @@ BM25_NAME = "bm25"
 HYBRID = "hybrid"  # BM25 and the pool's own retriever together
 _PAGE = 2000  # demonstrations that a new retriever is shown
 _REMEMBERED = 50_000  # demonstrations that need not be read from the database again: some 50 MB
+_LIGHT = 8192  # characters of media of a demonstration that may be remembered; pictures are read again
 _AT_ONCE = 256  # demonstrations encoded for one transaction
 _SPARE = 4  # hits beyond those wanted, for some may be deleted while they are fetched
 
@@ -310,7 +311,7 @@ class Catalog:
             found |= fresh
             if len(self._remembered) > _REMEMBERED:
                 self._remembered.clear()
-            self._remembered |= fresh
+            self._remembered |= {row: s for row, s in fresh.items() if _is_light(s)}
         return found
 
     def _hits(
@@ -429,3 +430,7 @@ class Catalog:
             after, found = missing[-1].row, True
             if tell:
                 tell(len(missing))
+
+
+def _is_light(stored: Stored) -> bool:
+    return sum(len(m.uri) for m in stored.demonstration.media) <= _LIGHT

@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from serving.schemas import FrontBody
+from serving.schemas import FrontBody, MediaBody
 from udr.errors import ConfigError
 from udr.prompt import as_messages
 from udr.tasks.spec import TaskSpec
@@ -20,6 +21,7 @@ __all__ = [
     "FIELD",
     "Addressed",
     "addressed",
+    "chat_pictures",
     "chat_query",
     "completion_queries",
     "front_of",
@@ -82,6 +84,20 @@ def chat_query(body: dict[str, Any]) -> str:
         ConfigError: there is none.
     """
     return _text(_messages(body)[_last_user(_messages(body))])
+
+
+def chat_pictures(body: dict[str, Any]) -> list[MediaBody]:
+    """The pictures of the last user's turn that came as data-URIs; others are the LLM server's to fetch."""
+    message = _messages(body)[_last_user(_messages(body))]
+    content = message.get("content")
+    found = []
+    for part in content if isinstance(content, list) else []:
+        picture = part.get("image_url") if isinstance(part, dict) else None
+        uri = picture.get("url") if isinstance(picture, dict) else None
+        if isinstance(uri, str) and uri[:5].lower() == "data:":
+            with suppress(ValidationError):  # one too large to be read here goes on all the same
+                found.append(MediaBody(kind="image", uri=uri))
+    return found
 
 
 def with_turns(body: dict[str, Any], spec: TaskSpec, prompt: Prompt) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from typing import Literal, NamedTuple
 
 import structlog
 
+from embed.registry import KINDS, open_encoder
+from udr.artifacts import read_json
 from udr.errors import ArtifactError, UDRError, UnknownNameError
 from udr.fakes import FakeEncoder
 from udr.mixture import MixedEncoder, mix
@@ -102,6 +104,8 @@ class Retrievers:
                 raise ArtifactError(f"retriever {name!r}: {folder}: not a retriever folder (no encoder/)")
             self._makers[name] = partial(_load_folder, folder / "encoder")
         self._folders = dict(folders)
+        # those of pictures read a demonstration's picture, whatever the task
+        self._of_pictures = {n for n, f in folders.items() if "kind" in read_json(f / "encoder" / "encoder.json")}
         self._precision = precision
         self._loaded: dict[str, _Loaded] = {}
         self._loading = threading.Lock()
@@ -129,6 +133,8 @@ class Retrievers:
             own = self._load(name, self._makers[name])
             return PoolEncoder(own.encoder, spec, inputs_only=True, quick=own.quick), None
         trained = self._load(name, self._makers[name])
+        if name in self._of_pictures:
+            return PoolEncoder(trained.encoder, spec, inputs_only=True), None
         if (self._folders[name] / "tasks" / spec.name).is_dir():
             return PoolEncoder(trained.encoder, spec, quick=trained.quick), None
         untrained = self._load(f"{name}/untrained", partial(_load_folder, self._folders[name] / "untrained"))
@@ -179,7 +185,9 @@ class _Loaded(NamedTuple):
 
 
 def sentence_encoder(name: str) -> Callable[[], Encoder]:
-    """What makes the untrained encoder of a folder, a hub name, or `fake` (udr.fakes: for tests and first tries)."""
+    """What makes the encoder of a folder or hub name, of an address (`embed.registry`), or `fake` (udr.fakes)."""
+    if name.partition(":")[0] in KINDS:
+        return partial(open_encoder, name)
     return FakeEncoder if name == "fake" else partial(_build, name)
 
 
@@ -193,9 +201,7 @@ def _build(name: str) -> Encoder:
 
 
 def _load_folder(folder: Path) -> Encoder:
-    from udr.encoder import load_encoder
-
-    return load_encoder(folder)
+    return open_encoder(f"artifact:{folder}")
 
 
 def _with_onnx(encoder: Encoder, precision: Precision) -> _Loaded:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints, field_validator
 
 from serving.choosing import PassedOver
 from serving.sql.feedback import FeedbackRow
@@ -56,11 +56,23 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
+_ADDRESS = 4096  # characters of an address at most; data-URIs hold the bytes themselves
+
+
 class MediaBody(Body):
-    """A picture, clip or sound by its address."""
+    """A picture, clip or sound: its own bytes as a data-URI, or an address, which is kept and never fetched."""
 
     kind: Literal["image", "video", "audio"]
-    uri: str = Field(max_length=4096)
+    uri: str = Field(
+        max_length=1_500_000, description="data:image/png;base64,… or an address of up to 4096 characters."
+    )
+
+    @field_validator("uri")
+    @classmethod
+    def _addresses_are_short(cls, uri: str) -> str:
+        if len(uri) > _ADDRESS and uri[:5].lower() != "data:":
+            raise ValueError(f"an address has at most {_ADDRESS} characters")
+        return uri
 
 
 class DemonstrationBody(Body):

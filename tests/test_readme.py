@@ -62,12 +62,24 @@ def rows(table: str) -> list[list[str]]:
 
 
 def test_every_figure_in_a_table_of_scores_stands_in_a_benchmark_result() -> None:
-    tables = [(name, table) for name, table in TABLES if not name.startswith("scoring")]
+    tables = [(name, table) for name, table in TABLES if not name.startswith(("scoring", "service"))]
     assert len(tables) == README.count("| p |")  # a table of scores without its source is refused
     for name, table in tables:
         scores = result(name)["scores"]
         for row, *cells in rows(table):
             assert cells[: len(scores)] == [f"{scores[m][row]:.1f}" for m in scores], row
+
+
+def test_every_figure_of_the_services_speed_stands_in_a_benchmark_result() -> None:
+    (table,) = [table for name, table in TABLES if name == "service_peers"]
+    found = result("service_peers")["clients"]
+    shown = {tuple(cells) for _, *cells in rows(table)}
+    expected = set()
+    for tool in found["1"]:
+        own = [found[clients][tool] for clients in ("1", "8", "64")]
+        pairs = [(f"{o['p50_ms']:.0f} / {o['p99_ms']:.0f}", f"{o['per_second']:.0f}") for o in own]
+        expected.add(tuple(cell for pair in pairs for cell in pair))
+    assert shown == expected
 
 
 def test_every_figure_of_what_feedback_costs_stands_in_a_benchmark_result() -> None:

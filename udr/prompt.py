@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from udr.errors import PromptTooLong
 from udr.tasks.spec import TaskSpec
-from udr.types import Demonstration, Dropped, Prompt, Query, Tokenizer
+from udr.types import Demonstration, Dropped, Media, Prompt, Query, Tokenizer
 
 __all__ = ["as_messages", "build_prompt", "for_encoder", "rearrange", "render", "render_demonstration", "render_query"]
 
@@ -31,14 +32,23 @@ def render(spec: TaskSpec, demonstrations: Sequence[Demonstration], query: Query
     return spec.template.joiner.join(parts)
 
 
-def as_messages(spec: TaskSpec, demonstrations: Sequence[Demonstration], query: Query) -> list[dict[str, str]]:
-    """The same as chat messages: each demonstration is a user's turn and the assistant's, the query the last turn."""
-    template, messages = spec.template, []
+def as_messages(spec: TaskSpec, demonstrations: Sequence[Demonstration], query: Query) -> list[dict[str, Any]]:
+    """The same as chat messages: each demonstration is a user's turn and the assistant's, the query the last turn.
+
+    Pictures stand before their text, as parts of the turn in the form of OpenAI's API.
+    """
+    messages = []
     for d in demonstrations:
-        answer = template.answer.replace("%s", spec.verbalise(d.output))
-        messages.append({"role": "user", "content": f"{template.input_prefix}{d.input}"})
+        answer = spec.template.answer.replace("%s", spec.verbalise(d.output))
+        messages.append({"role": "user", "content": _content(spec, d.input, d.media)})
         messages.append({"role": "assistant", "content": answer})
-    return [*messages, {"role": "user", "content": f"{template.input_prefix}{query.input}"}]
+    return [*messages, {"role": "user", "content": _content(spec, query.input, query.media)}]
+
+
+def _content(spec: TaskSpec, text: str, media: Sequence[Media]) -> str | list[dict[str, Any]]:
+    text = f"{spec.template.input_prefix}{text}"
+    pictures = [{"type": "image_url", "image_url": {"url": m.address}} for m in media if m.kind == "image"]
+    return [*pictures, {"type": "text", "text": text}] if pictures else text
 
 
 def for_encoder(spec: TaskSpec, demonstrations: Sequence[Demonstration]) -> list[Demonstration]:

@@ -59,7 +59,7 @@ class BuiltPrompt(NamedTuple):
     """A finished prompt: as text and as chat messages; `hits` in the order in which they stand in it."""
 
     text: str
-    messages: list[dict[str, str]]
+    messages: list[dict[str, Any]]
     tokens: int
     budget: int
     hits: list[Hit]
@@ -259,7 +259,7 @@ def _nothing(answer: Any) -> None:
 
 
 def _media(of: Sequence[Media]) -> list[dict[str, str]]:
-    return [{"kind": m.kind, "uri": m.uri} for m in of]
+    return [{"kind": m.kind, "uri": m.address} for m in of]
 
 
 def _query(query: str | Query) -> str | dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,6 +37,9 @@ IntArray = NDArray[np.int64]
 Progress = Callable[[int, int], None]  # (done, total): where the work begins, then after each unit
 
 
+SIGNATURES = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif", b"RIFF": "image/webp"}
+
+
 def _digest(*parts: str) -> str:
     """Hash a sequence of strings so that no two different sequences collide by joining."""
     h = hashlib.blake2b(digest_size=16)
@@ -57,6 +61,14 @@ class Media:
     @property
     def content_hash(self) -> str:
         return hashlib.blake2b(self.data or self.uri.encode(), digest_size=16).hexdigest()
+
+    @property
+    def address(self) -> str:
+        """The address, or the bytes as a data-URI (RFC 2397) of the type that they begin like."""
+        if not self.data:
+            return self.uri
+        kind = next((t for begin, t in SIGNATURES.items() if self.data.startswith(begin)), "application/octet-stream")
+        return f"data:{kind};base64,{base64.b64encode(self.data).decode()}"
 
 
 @dataclass(frozen=True, slots=True)

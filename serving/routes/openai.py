@@ -21,6 +21,7 @@ from serving.errors import OPENAI_PROBLEMS
 from serving.front import (
     FIELD,
     addressed,
+    chat_pictures,
     chat_query,
     completion_queries,
     front_of,
@@ -30,7 +31,7 @@ from serving.front import (
 )
 from serving.loading import check_text
 from serving.retrievers import PoolEncoder
-from serving.schemas import Body, FrontBody, RetrieveBody
+from serving.schemas import Body, FrontBody, QueryBody, RetrieveBody
 from serving.upstream import Relay, Upstream
 from udr.errors import ConfigError, NotFoundError
 from udr.retriever import SPARES
@@ -52,7 +53,10 @@ async def chat(request: Request, parts: Service, caller: By) -> Response:
     def placed(body: dict[str, Any], front: FrontBody, spec: TaskSpec, prompts: Sequence[Prompt]) -> dict[str, Any]:
         return with_turns(body, spec, prompts[0]) if front.style == "turns" else with_text(body, prompts[0])
 
-    return await _forward(request, parts, caller, lambda body: [chat_query(body)], placed)
+    def asked(body: dict[str, Any]) -> list[QueryBody | str]:
+        return [QueryBody(input=chat_query(body), choices=[], media=chat_pictures(body))]
+
+    return await _forward(request, parts, caller, asked, placed)
 
 
 @router.post("/completions", openapi_extra=_ANY, response_class=Response)
@@ -62,7 +66,7 @@ async def complete(request: Request, parts: Service, caller: By) -> Response:
     def placed(body: dict[str, Any], front: FrontBody, spec: TaskSpec, prompts: Sequence[Prompt]) -> dict[str, Any]:
         return with_prompts(body, prompts)
 
-    return await _forward(request, parts, caller, completion_queries, placed)
+    return await _forward(request, parts, caller, lambda body: [*completion_queries(body)], placed)
 
 
 @router.get("/models")
@@ -139,7 +143,7 @@ async def _forward(
     request: Request,
     parts: Parts,
     caller: Caller,
-    queries_of: Callable[[dict[str, Any]], list[str]],
+    queries_of: Callable[[dict[str, Any]], list[QueryBody | str]],
     placed: Callable[[dict[str, Any], FrontBody, TaskSpec, Sequence[Prompt]], dict[str, Any]],
 ) -> Relay:
     """Put the demonstrations of the pool that `model` names into a request, and send it on."""
@@ -156,7 +160,9 @@ async def _forward(
     return Relay(upstream, upstream.request(path, content, _headers(request, parts).items()), told)
 
 
-async def _prompts(parts: Parts, caller: Caller, pool: Pool, front: FrontBody, queries: Sequence[str]) -> list[Prompt]:
+async def _prompts(
+    parts: Parts, caller: Caller, pool: Pool, front: FrontBody, queries: Sequence[QueryBody | str]
+) -> list[Prompt]:
     choice = front.model_dump(include=set(RetrieveBody.model_fields))
     asked = RetrieveBody(pool=pool.row.name, queries=list(queries), **choice)
     made = await retrieve(asked, parts, caller, SPARES * front.k, pool)

@@ -50,8 +50,9 @@ POOL, USED, USES, TESTED = 100, 80, 2, 100  # rows of each task: in the pool at 
 K, BUDGET = 4, 640
 ARMS = {"honest": 0.0, "liars": 0.2}
 MAIN = Path(__file__).parent / "main.yaml"
-# every row of the small pools is a training query; the rest is main.yaml's
+# every row of the small pools is a training query, and so few lists are gone over more often; the rest is main.yaml's
 SETTINGS = ("mining.rounds=0", f"mining.queries={POOL}", "mining.fresh_queries=false", "mining.pool=0")
+SETTINGS += ("train.epochs=8", "train.round_epochs=6", "train.batch=16")
 
 
 @dataclass(frozen=True)

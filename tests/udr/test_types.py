@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import subprocess
 import sys
@@ -25,6 +26,13 @@ def test_media_belong_to_the_identity_of_a_query() -> None:
     one, two = Media("image", data=b"1"), Media("image", data=b"2")
     hashes = {Query("q", "x", media=m).content_hash for m in [(), (one,), (two,), (one, two), (two, one)]}
     assert len(hashes) == 5
+
+
+def test_media_have_an_address_even_if_they_are_bytes() -> None:
+    assert Media("image", "http://x/y.png").address == "http://x/y.png"
+    for begin, kind in ((b"\x89PNG", "image/png"), (b"\xff\xd8\xff", "image/jpeg"), (b"?", "application/octet-stream")):
+        address = Media("image", data=begin + b"rest").address
+        assert address == f"data:{kind};base64,{base64.b64encode(begin + b'rest').decode()}"
 
 
 def test_media_are_known_by_their_bytes_and_else_by_their_address() -> None:

@@ -1,0 +1,132 @@
+"""Pools of pictures: found by picture under an image encoder, kept in the store, and put into chats."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from embed.backbones import build_backbone
+from embed.image import load_image_encoder, save_backbone
+from serving.app import create_app
+from serving.settings import Settings
+from tests.serving.chat_server import ChatServer, chat_server
+from tests.serving.tools import finished, refused
+from udr.types import Media, Query
+
+COUNT = 12
+
+
+def uri(number: int) -> str:
+    pixels = np.random.default_rng(number).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).resize((32, 32)).save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def row(number: int) -> dict[str, Any]:
+    media = [{"kind": "image", "uri": uri(number)}]
+    return {"id": f"p{number}", "input": "What is this?", "output": f"thing {number}", "media": media}
+
+
+def asked(number: int, **more: Any) -> dict[str, Any]:
+    query = {"input": "What is this?", "media": [{"kind": "image", "uri": uri(number)}]}
+    return {"pool": "things", "queries": [query], "k": 3, **more}
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of `udr pretrain`, whose backbone is untrained."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    torch.manual_seed(0)
+    save_backbone(build_backbone("conv", 32), folder / "encoder", {"method": "none"})
+    return folder
+
+
+@pytest.fixture
+def upstream() -> Iterator[ChatServer]:
+    with chat_server() as server:
+        yield server
+
+
+@pytest.fixture
+def settings(tmp_path: Path, encoder: Path, upstream: ChatServer) -> Settings:
+    database = f"sqlite:///{tmp_path}/udr.sqlite"
+    return Settings(database=database, encoder="none", retrievers={"pictures": encoder}, upstream=upstream.url)
+
+
+@pytest.fixture
+def client(settings: Settings) -> Iterator[TestClient]:
+    with TestClient(create_app(settings)) as client:
+        client.post("/v1/pools", json={"name": "things"})
+        rows = [row(i) for i in range(COUNT)]
+        assert client.post("/v1/pools/things/demonstrations", json={"demonstrations": rows}).status_code == 201
+        finished(client, client.put("/v1/pools/things/retriever", json={"retriever": "pictures"}))
+        yield client
+
+
+def found(client: TestClient, number: int, **more: Any) -> list[dict[str, Any]]:
+    answer = client.post("/v1/retrieve", json=asked(number, **more))
+    assert answer.status_code == 200, answer.text
+    shown: list[dict[str, Any]] = answer.json()["results"][0]["demonstrations"]
+    return shown
+
+
+def test_pictures_are_found_by_picture_as_the_encoder_ranks_them(client: TestClient, encoder: Path) -> None:
+    own = load_image_encoder(encoder / "encoder", "cpu")
+    vectors = own.encode_queries([Query(str(i), "", media=(Media("image", uri(i)),)) for i in range(COUNT + 1)])
+    for number in (0, 7, COUNT):  # the last one is new
+        sims = vectors[number] @ vectors[:COUNT].T
+        hits = found(client, number)
+        assert [h["id"] for h in hits] == [f"p{i}" for i in np.argsort(-sims)[:3]]
+        assert [h["similarity"] for h in hits] == pytest.approx(np.sort(sims)[::-1][:3].tolist(), abs=1e-5)
+        assert hits[0]["media"][0]["uri"].startswith("data:image/png;base64,")
+    by_words = found(client, 3, retriever="bm25")
+    assert len(by_words) == 3
+
+
+def test_pictures_outlive_the_process(client: TestClient, settings: Settings) -> None:
+    before = found(client, 5)
+    with TestClient(create_app(settings)) as again:
+        assert found(again, 5) == before
+
+
+def test_a_prompt_for_chats_shows_the_pictures(client: TestClient, upstream: ChatServer) -> None:
+    answer = client.post("/v1/prompt", json=asked(4, k=2, budget=500))
+    assert answer.status_code == 200, answer.text
+    messages = answer.json()["results"][0]["messages"]
+    assert [m["role"] for m in messages] == ["user", "assistant"] * 2 + ["user"]
+    picture, text = messages[2]["content"]
+    assert picture == {"type": "image_url", "image_url": {"url": uri(4)}}  # the nearest stands next to the query
+    assert text == {"type": "text", "text": "What is this?"}
+    assert messages[3]["content"] == "thing 4"
+    assert messages[-1]["content"][0]["image_url"]["url"] == uri(4)
+    content = [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {"url": uri(4)}}]
+    chat = {"model": "things@lm", "messages": [{"role": "user", "content": content}], "udr": {"k": 1}}
+    assert client.post("/v1/chat/completions", json=chat).status_code == 200
+    shown = upstream.body["messages"]
+    assert shown[0]["content"][0]["image_url"]["url"] == uri(4)
+    assert shown[1]["content"] == "thing 4"
+    assert shown[2]["content"] == content
+
+
+def test_what_is_no_picture_is_refused_and_an_address_is_not_fetched(client: TestClient) -> None:
+    def told(media: list[dict[str, str]], status: int, words: str) -> None:
+        body = {"pool": "things", "queries": [{"input": "What is this?", "media": media}]}
+        refused(client.post("/v1/retrieve", json=body), status, words)
+        one = {"id": "new", "input": "x", "output": "y", "media": media}
+        refused(client.post("/v1/pools/things/demonstrations", json={"demonstrations": [one]}), status, words)
+
+    told([], 422, "no picture")
+    told([{"kind": "image", "uri": "http://127.0.0.1/x.png"}], 422, "not fetched")
+    told([{"kind": "image", "uri": "data:image/png;base64,AAAA"}], 422, "no picture of a known format")
+    told([{"kind": "image", "uri": "http://x/" + "a" * 5000}], 422, "at most 4096 characters")
+    assert client.get("/v1/pools/things").json()["demonstrations"] == COUNT
