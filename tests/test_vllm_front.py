@@ -67,10 +67,11 @@ def test_answers_stream_and_nothing_is_left_when_clients_or_the_server_go(
     def text(stream: Any) -> str:
         return "".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices)
 
-    # the demonstrations make a base model answer with a town; the same server without them does not
+    # the demonstrations make a small base model answer with a town (not always the right one); without them it does not
+    towns = {"Athens", *(town for _, town in CAPITALS)}
     shown = text(streamed(client, max_tokens=6, stop="\n"))
-    assert "Athens" in shown
-    assert shown != text(streamed(client, model="gemma", max_tokens=6, stop="\n"))
+    assert shown.strip() in towns
+    assert text(streamed(client, model="gemma", max_tokens=6, stop="\n")).strip() not in towns
     raw = client.chat.completions.with_raw_response.create(model="towns@gemma", messages=ASKED, max_tokens=2)
     assert len(raw.headers["x-udr-demonstrations"].split(",")) == 4
     with pytest.raises(openai.NotFoundError, match="does not exist"):
