@@ -145,4 +145,11 @@ def build_backbone(name: str, size: int) -> Backbone:
     if name not in BACKBONES:
         raise UnknownNameError("backbone", name, BACKBONES)
     body, dim = BACKBONES[name](size)
-    return Backbone(name, size, body, dim)
+    backbone = Backbone(name, size, body, dim)
+    try:
+        with torch.inference_mode():
+            backbone.eval()(torch.zeros(1, 3, size, size))
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"backbone {name}: pictures of {size} pixels do not fit it ({reason})") from None
+    return backbone.train()

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from udr.errors import DataError
 from udr.types import Media
 
-__all__ = ["MAX_BYTES", "MAX_PIXELS", "open_picture", "pixels_of", "read_data_uri"]
+__all__ = ["MAX_BYTES", "MAX_PIXELS", "open_picture", "picture_bytes", "pixels_of", "read_data_uri"]
 
 MAX_PIXELS = 50_000_000  # of one picture; a decompression bomb has more in few bytes
 MAX_BYTES = 50_000_000  # of one file
@@ -48,7 +48,7 @@ def open_picture(source: Path | bytes | Media, where: str = "", max_pixels: int 
         DataError: no picture, a damaged one, or one of more than `max_pixels`.
     """
     where = where or (str(source) if isinstance(source, Path) else "picture")
-    raw = _bytes_of(source, where)
+    raw = picture_bytes(source, where)
     if not raw:
         raise DataError(f"{where}: empty")
     if len(raw) > MAX_BYTES:
@@ -72,7 +72,12 @@ def open_picture(source: Path | bytes | Media, where: str = "", max_pixels: int 
         ) from None
 
 
-def _bytes_of(source: Path | bytes | Media, where: str) -> bytes:
+def picture_bytes(source: Path | bytes | Media, where: str) -> bytes:
+    """The bytes of a picture, of a file at most one more than `MAX_BYTES`.
+
+    Raises:
+        DataError: a file that cannot be read, or an address.
+    """
     if isinstance(source, bytes):
         return source
     if isinstance(source, Media):
@@ -97,13 +102,13 @@ def _as_rgb(picture: Image.Image) -> Image.Image:
 
 
 def pixels_of(picture: Image.Image, size: int) -> NDArray[np.uint8]:
-    """A square of `size` pixels: the shorter side is scaled to it (bicubic, with antialiasing), the middle is kept.
+    """The middle square of a picture, scaled to `size` pixels (bicubic, with antialiasing).
 
     Shape: (3, size, size), uint8.
     """
-    scale = size / min(picture.size)
-    wide = (max(size, round(picture.width * scale)), max(size, round(picture.height * scale)))
-    if wide != picture.size:
-        picture = picture.resize(wide, Image.Resampling.BICUBIC)
-    left, top = (wide[0] - size) // 2, (wide[1] - size) // 2
-    return np.asarray(picture.crop((left, top, left + size, top + size))).transpose(2, 0, 1)
+    side = min(picture.size)
+    left, top = (picture.width - side) / 2, (picture.height - side) / 2
+    if picture.size != (size, size):  # in one step: scaling a thin picture as a whole would make a huge one
+        box = (left, top, left + side, top + side)
+        picture = picture.resize((size, size), Image.Resampling.BICUBIC, box=box)
+    return np.asarray(picture).transpose(2, 0, 1)

@@ -45,9 +45,9 @@ class Quantizer(nn.Module):
         if self.training and not self.begun:
             self._begin(flat)
         tokens = self.nearest(features)
+        codes = self.codebook[tokens]  # as they were when they were chosen
         if self.training:
             self._follow(flat, tokens.flatten())
-        codes = self.codebook[tokens]
         commitment = F.mse_loss(features.float(), codes)
         return features + (codes - features).detach(), tokens, commitment
 

@@ -19,6 +19,7 @@ __all__ = ["EncodingWorker"]
 
 _CHARACTERS = 4096  # of queries in one pass: some 1,000 tokens; a CPU gains nothing by more, and the first would wait
 _REFUSED = 0.05  # seconds for which a refusal holds for whoever comes
+_FULL = 0.9  # of the queries that may wait
 _BULK = 32  # demonstrations in one pass, so that a query never waits long behind them
 
 
@@ -67,8 +68,11 @@ class EncodingWorker:
 
     @property
     def full(self) -> bool:
-        """True for a moment after a refusal: what comes now need not be read to be refused too."""
-        return time.monotonic() - self._refused < _REFUSED
+        """True for a moment after a refusal, while hardly any more may wait: what comes now need not be read.
+
+        One large request that was refused while there was room for small ones keeps nobody out.
+        """
+        return self.waiting > _FULL * self.max_waiting and time.monotonic() - self._refused < _REFUSED
 
     def encode_queries(self, encoder: PoolEncoder, queries: Sequence[Query]) -> Future[FloatArray]:
         """Vectors (n, d), soon.
@@ -96,14 +100,19 @@ class EncodingWorker:
         """
         if not demonstrations:
             return np.empty((0, encoder.dim), dtype=np.float32)
-        starts = range(0, len(demonstrations), _BULK)
-        works = [_Work(encoder, Future(), demonstrations=demonstrations[start : start + _BULK]) for start in starts]
-        with self._change:
-            if self._closed:
-                raise Overloaded("the service is shutting down")
-            self._bulk += works
-            self._change.notify_all()
-        return np.vstack([work.future.result() for work in works])
+        parts: deque[Future[FloatArray]] = deque()
+        found = []
+        for start in range(0, len(demonstrations), _BULK):
+            if len(parts) >= self._most_bulk_passes:  # no more at once, so that others' bulk work has its turn
+                found.append(parts.popleft().result())
+            work = _Work(encoder, Future(), demonstrations=demonstrations[start : start + _BULK])
+            with self._change:
+                if self._closed:
+                    raise Overloaded("the service is shutting down")
+                self._bulk.append(work)
+                self._change.notify()
+            parts.append(work.future)
+        return np.vstack([*found, *(part.result() for part in parts)])
 
     def close(self) -> None:
         """Finish the passes under way and refuse what waits."""

@@ -116,10 +116,10 @@ class Gate:
             return problem(401, "unauthorized", "send a key that is valid as `Authorization: Bearer KEY`", headers)
         request.state.caller = caller
         acting.set(caller.name)
-        if request.url.path in _ENCODES and request.app.state.parts.worker.full:
-            return problem_of(Overloaded("more queries wait to be encoded than soon can be; try again in a second"))
         if wait := access.seconds_to_wait(caller):
             return problem_of(Overloaded(f"{caller.name}: too many requests; wait {wait} s", wait))
+        if request.url.path in _ENCODES and request.app.state.parts.worker.full:
+            return problem_of(Overloaded("more queries wait to be encoded than soon can be; try again in a second"))
         length = request.headers.get("content-length", "0")
         if not length.isdecimal() or len(length) > 18 or int(length) > limit:
             return problem(413, "too-large", _too_large(limit))

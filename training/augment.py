@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from training.heads import in_full
 from udr.errors import UnknownNameError
 
 with warnings.catch_warnings():
@@ -28,7 +29,8 @@ class Views(nn.Module):
         self.pipelines = nn.ModuleList(pipelines)
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, ...]:
-        return tuple(pipeline(pictures).clamp(0, 1) for pipeline in self.pipelines)
+        with in_full(pictures):
+            return tuple(pipeline(pictures).clamp(0, 1) for pipeline in self.pipelines)
 
 
 def _pipeline(

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
+from warnings import warn
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
-from embed.media import open_picture
+from embed.media import open_picture, picture_bytes
 from embed.registry import open_encoder
 from training.pictures import Row, batches, picture_rows
 from udr.artifacts import replacing
-from udr.errors import DataError
+from udr.encoder import BiEncoder
+from udr.errors import ConfigError, DataError, UDRWarning
 from udr.types import Encoder, FloatArray, Media, Progress, Query
 
 __all__ = ["embed_pictures"]
@@ -22,12 +26,14 @@ AT_ONCE = 256  # pictures of a row group
 def embed_pictures(
     source: Path, address: str, out: Path, split: str | None = None, progress: Progress | None = None
 ) -> tuple[int, int]:
-    """Write name, label, vector and what is wrong with each picture; give how many were encoded, and how many not.
+    """Write name, label and vector of each picture, and a warning for each that cannot be read; give both numbers.
 
     Raises:
         DataError: no such source, or nothing in it can be read.
+        ConfigError: the encoder reads no pictures.
     """
     encoder = open_encoder(address)
+    _check_reads_pictures(encoder, address)
     fields = [("name", pa.string()), ("label", pa.string()), ("vector", pa.list_(pa.float32(), encoder.dim))]
     schema = pa.schema(fields, metadata={"encoder": address, "fingerprint": encoder.fingerprint})
     done = unread = 0
@@ -48,9 +54,7 @@ def embed_pictures(
 
 def _query(row: Row) -> Query:
     name, picture, _ = row
-    return Query(
-        name, "", media=(Media("image", data=picture if isinstance(picture, bytes) else picture.read_bytes()),)
-    )
+    return Query(name, "", media=(Media("image", data=picture_bytes(picture, name)),))
 
 
 def _encoded(encoder: Encoder, rows: list[Row]) -> tuple[list[Row], FloatArray]:
@@ -65,6 +69,21 @@ def _encoded(encoder: Encoder, rows: list[Row]) -> tuple[list[Row], FloatArray]:
 def _opens(row: Row) -> bool:
     try:
         open_picture(row[1], row[0])
-    except DataError:
+    except DataError as error:
+        warn(f"left out: {error}", UDRWarning, stacklevel=2)
         return False
     return True
+
+
+def _check_reads_pictures(encoder: Encoder, address: str) -> None:
+    """One that reads texts alone would give every picture the vector of no text."""
+    file = BytesIO()
+    Image.new("RGB", (32, 32)).save(file, "PNG")
+    picture = Query("picture", "", media=(Media("image", data=file.getvalue()),))
+    try:
+        encoder.encode_queries([picture])
+        reads = not isinstance(encoder, BiEncoder)
+    except ValueError:  # of a model of sentence-transformers without pictures
+        reads = False
+    if not reads:
+        raise ConfigError(f"--encoder {address}: reads texts and no pictures")

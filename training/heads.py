@@ -51,5 +51,5 @@ def over_cells(cells: Tensor) -> Tensor:
 
 
 def in_full(tensor: Tensor) -> AbstractContextManager[object]:
-    """Losses are computed in float32, whatever type the networks multiply in."""
+    """Views and losses are computed in float32, whatever type the networks multiply in."""
     return torch.autocast(tensor.device.type, enabled=False)

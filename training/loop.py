@@ -36,7 +36,7 @@ from udr.encoder import autocast
 from udr.errors import ArtifactError, ConfigError, TrainingStopped
 from udr.types import Progress
 
-__all__ = ["Method", "Probe", "fit"]
+__all__ = ["PROBED", "Method", "Probe", "fit"]
 
 TOLD_EVERY = 10  # steps between two lines of metrics
 PROBED = 5000  # pictures of the online probe's bank at most, and a fifth as many queries
@@ -117,25 +117,28 @@ def fit(
     """Train a `Method` in place; give the lines of its metrics, those of an interrupted call included.
 
     Pictures, views and dropout of a step depend on (seed, step) alone, so a run that was killed ends with the same
-    weights as one that was not. Under `accelerate launch` or `torchrun` every process takes its share of each batch.
+    weights as one that was not. On one device: several processes are refused.
 
     Raises:
-        ConfigError: fewer pictures than a batch.
+        ConfigError: fewer pictures than a batch, a device that is not there, or one of several processes.
         TrainingStopped: a loss that is no number, or features that have become one.
         ArtifactError: the checkpoint is damaged or cannot be written.
     """
     if len(pictures) < settings.batch:
         raise ConfigError(f"loop.batch: {settings.batch} pictures in a step, and there are {len(pictures)}")
     where = choose_device(device)
+    if where.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"--device {device}: there is no GPU here")
     precision = fast_dtype(where) if settings.precision == "auto" else settings.precision
     accelerator = Accelerator(cpu=where == "cpu")  # its own mixed precision is one for the whole process
     steps = max(1, round(settings.epochs * (len(pictures) // settings.batch)))
     method = method.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if accelerator.num_processes > 1:
-        method = nn.SyncBatchNorm.convert_sync_batchnorm(method)  # type: ignore[no-untyped-call]
+        raise ConfigError(f"pre-training goes on one device, and this is one of {accelerator.num_processes} processes")
     optimizer = build_optimizer(method, settings)
     trained, optimizer = accelerator.prepare(method, optimizer)
-    lines = _restore(out, method, optimizer, accelerator.device)
+    facts = {"pictures": len(pictures), "steps": steps, "seed": seed}
+    lines = _restore(out, method, optimizer, accelerator.device, facts)
     first = lines[-1]["step"] + 1 if lines else 0
     log = _Log(out, lines)
     method.train()
@@ -154,12 +157,12 @@ def fit(
         if step % TOLD_EVERY == 0 or ends_epoch or (step + 1) % settings.checkpoint_every == 0:
             speed = settings.batch / (time.perf_counter() - began)
             line: dict[str, Any] = {"step": step, "lr": rate, **told, "pictures_per_s": round(speed, 1)}
-            if ends_epoch and probe and accelerator.is_main_process:
+            if ends_epoch and probe:
                 line |= probe(method.backbone, settings.knn)  # type: ignore[arg-type]
                 _check_spread(line["spread"], settings, step / steps)
             log.add(line)
-        if (step + 1) % settings.checkpoint_every == 0 and step + 1 < steps and accelerator.is_main_process:
-            _store(out, method, optimizer, log.lines)
+        if (step + 1) % settings.checkpoint_every == 0 and step + 1 < steps:
+            _store(out, method, optimizer, log.lines, facts)
         if progress:
             progress(step + 1, steps)
     method.eval()
@@ -190,8 +193,7 @@ def _step(
     settings: LoopSettings,
 ) -> dict[str, float]:
     """One step over a batch, in parts where it is accumulated; give its losses."""
-    own = pixels[accelerator.process_index :: accelerator.num_processes]
-    parts = np.array_split(own, settings.accumulate)
+    parts = np.array_split(pixels, settings.accumulate)
     told: dict[str, float] = {}
     for part in parts:
         losses = forward(torch.from_numpy(part))
@@ -214,7 +216,7 @@ def _check_losses(told: dict[str, float], step: int) -> None:
 
 
 def _check_spread(found: float, settings: LoopSettings, progress: float) -> None:
-    if progress > settings.warmup and found < settings.least_spread:
+    if progress > settings.warmup and not found >= settings.least_spread:  # not a number is no spread either
         raise TrainingStopped(
             f"features have collapsed: their spread is {found:.3f} where 1 is even (loop.least_spread is "
             f"{settings.least_spread}); make loop.lr smaller or loop.batch larger, or choose stronger views"
@@ -236,10 +238,10 @@ class _Log:
             file.write(json.dumps(line) + "\n")
 
 
-def _store(out: Path, method: nn.Module, optimizer: Any, lines: list[dict[str, Any]]) -> None:
+def _store(out: Path, method: nn.Module, optimizer: Any, lines: list[dict[str, Any]], facts: dict[str, int]) -> None:
     path = out / "checkpoint"
     temporary = out / ".checkpoint.tmp"
-    state = {"method": method.state_dict(), "optimizer": optimizer.state_dict(), "lines": json.dumps(lines)}
+    state = {"method": method.state_dict(), "optimizer": optimizer.state_dict(), "lines": json.dumps(lines)} | facts
     try:
         with temporary.open("wb") as file:
             torch.save(state, file)
@@ -251,18 +253,22 @@ def _store(out: Path, method: nn.Module, optimizer: Any, lines: list[dict[str, A
         raise ArtifactError(f"{path}: the checkpoint cannot be written ({str(error).partition(chr(10))[0]})") from None
 
 
-def _restore(out: Path, method: nn.Module, optimizer: Any, device: torch.device) -> list[dict[str, Any]]:
+def _restore(
+    out: Path, method: nn.Module, optimizer: Any, device: torch.device, facts: dict[str, int]
+) -> list[dict[str, Any]]:
     """Load a checkpoint if there is one; give the metrics until then."""
     path = out / "checkpoint"
     if not path.is_file():
         return []
     try:
         state = torch.load(path, map_location=device, weights_only=True)
+        if {name: state[name] for name in facts} != facts:
+            raise ArtifactError(f"{path}: of other pictures or settings; delete it to begin anew")
         method.load_state_dict(state["method"])
         optimizer.load_state_dict(state["optimizer"])
         lines: list[dict[str, Any]] = json.loads(state["lines"])
         return lines
-    except (OSError, RuntimeError, ValueError, LookupError, EOFError, UnpicklingError):
+    except (OSError, RuntimeError, ValueError, LookupError, EOFError, TypeError, AttributeError, UnpicklingError):
         raise ArtifactError(
             f"{path}: the checkpoint is damaged or of other settings; delete it to begin anew"
         ) from None

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 
 from embed.media import open_picture, pixels_of
 from udr.artifacts import read_json, replacing, write_json
-from udr.errors import DataError
+from udr.errors import ArtifactError, DataError
 from udr.types import Progress
 
 __all__ = ["Pictures", "Row", "batches", "picture_rows", "prepare_pictures", "read_pictures"]
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
 AT_ONCE = 64  # pictures a process decodes between two tellings
+FEW = 4 * AT_ONCE  # pictures that one process decodes
 TOLD = 20  # of those that cannot be read, by name
 
 
@@ -67,31 +68,58 @@ def picture_rows(source: Path, split: str | None) -> Iterator[Row]:
     """Name, picture and label of each, in an order that does not change.
 
     Raises:
-        DataError: no folder, and no Parquet table with a column `image`.
+        DataError: no folder, and no Parquet table with a column `image`; a split where there are none; labels in some
+            rows alone.
     """
     if source.is_dir():
-        files = sorted(p for p in source.rglob("*") if p.suffix.lower() in ENDINGS and p.is_file())
+        if split is not None:
+            raise DataError(
+                f"{source}: a folder has no splits (set split=null and held_out=null); a table may have some"
+            )
+        files = _files(source)
         nested = any(p.parent != source for p in files)
         for path in files:
+            if nested and path.parent == source:
+                raise DataError(f"{path}: beside the folders of classes; move it into one")
             yield str(path.relative_to(source)), path, path.parent.relative_to(source).as_posix() if nested else None
         return
-    if source.suffix != ".parquet" or not source.is_file():
-        raise DataError(f"{source}: expected a folder of pictures, or a .parquet with a column `image`")
+    labelled: set[bool] = set()
+    number = 0
+    for batch in _batches_of(source, split):
+        for row in batch:
+            number += 1
+            if split is None or row["split"] == split:
+                picture = row["image"]
+                raw = picture.get("bytes") if isinstance(picture, dict) else picture  # the hub's form, or bytes
+                label = None if row.get("label") is None else str(row["label"])
+                labelled.add(label is None)
+                if len(labelled) > 1:
+                    raise DataError(f"{source}:{number}: some rows have a label and others have none")
+                yield f"{source.name}:{number}", raw if isinstance(raw, bytes) else b"", label
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in ENDINGS and p.is_file())
+
+
+def _batches_of(source: Path, split: str | None) -> Iterator[list[dict[str, Any]]]:
+    """Rows of a table, some hundred at a time."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(source) as table:
-        columns = [name for name in ("image", "label", "split") if name in table.schema_arrow.names]
-        if "image" not in columns:
-            raise DataError(f"{source}: no column 'image'; it has {', '.join(table.schema_arrow.names)}")
-        number = 0
-        for batch in table.iter_batches(batch_size=256, columns=columns):
-            for row in batch.to_pylist():
-                number += 1
-                if split is None or row.get("split", split) == split:
-                    picture = row["image"]
-                    raw = picture.get("bytes") if isinstance(picture, dict) else picture  # the hub's form, or bytes
-                    label = None if row.get("label") is None else str(row["label"])
-                    yield f"{source.name}:{number}", raw if isinstance(raw, bytes) else b"", label
+    if source.suffix != ".parquet" or not source.is_file():
+        raise DataError(f"{source}: expected a folder of pictures, or a .parquet with a column `image`")
+    try:
+        with pq.ParquetFile(source) as table:
+            known = table.schema_arrow.names
+            for column in ("image", *(["split"] if split is not None else [])):
+                if column not in known:
+                    raise DataError(f"{source}: no column {column!r}; it has {', '.join(known)}")
+            columns = [name for name in ("image", "label", "split") if name in known]
+            for batch in table.iter_batches(batch_size=256, columns=columns):
+                yield batch.to_pylist()
+    except pa.ArrowException as error:
+        raise DataError(f"{source}: not Parquet ({str(error).splitlines()[0]})") from None
 
 
 def _decoded(rows: Sequence[Row], size: int) -> list[NDArray[np.uint8] | str]:
@@ -123,63 +151,85 @@ def prepare_pictures(
     Raises:
         DataError: no such source, or nothing in it can be read.
     """
-    rows = list(picture_rows(source, split))
-    key = hashlib.blake2b(json.dumps([size, split, _state(source, rows)]).encode(), digest_size=8).hexdigest()
+    key = hashlib.blake2b(json.dumps([size, split, _state(source)]).encode(), digest_size=8).hexdigest()
     array, facts = cache / f"{key}.npy", cache / f"{key}.json"
     if not facts.is_file():
-        if not rows:
-            raise DataError(f"{source}: no pictures{f' of split {split}' if split else ''}")
-        _prepare(rows, size, array, facts, workers, progress)
+        _prepare(source, split, size, array, facts, workers, progress)
     return read_pictures(array, facts)
 
 
-def _state(source: Path, rows: Sequence[Row]) -> Any:
-    if source.is_dir():
-        return [[name, path.stat().st_size] for name, path, _ in rows if isinstance(path, Path)]
-    return [str(source.resolve()), source.stat().st_size, source.stat().st_mtime_ns]
+def _state(source: Path) -> Any:
+    """What changes when a picture does."""
+    files = _files(source) if source.is_dir() else [source] if source.is_file() else []
+    return [[str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for p in files] or str(source.resolve())
 
 
-def _prepare(rows: Sequence[Row], size: int, array: Path, facts: Path, workers: int, progress: Progress | None) -> None:
-    kept: list[int] = []
+def _most(source: Path) -> int:
+    """Pictures that there may be at most."""
+    import pyarrow.parquet as pq
+
+    return len(_files(source)) if source.is_dir() else int(pq.read_metadata(source).num_rows)
+
+
+def _prepare(
+    source: Path, split: str | None, size: int, array: Path, facts: Path, workers: int, progress: Progress | None
+) -> None:
+    """Decode as they come, so that no more pictures are held than are worked on."""
+    names: list[str] = []
+    labels: list[str | None] = []
     wrong: list[str] = []
+    rows = picture_rows(source, split)
+    first = next(rows, None)
+    if first is None:
+        raise DataError(f"{source}: no pictures{f' of split {split}' if split else ''}")
+    most = _most(source)
     array.parent.mkdir(parents=True, exist_ok=True)
     with replacing(array) as temporary:
-        file = np.lib.format.open_memmap(temporary, "w+", np.uint8, (len(rows), 3, size, size))
-        done = 0
-        for decoded in _in_processes(list(batches(rows, AT_ONCE)), size, workers):
-            for one in decoded:
-                if isinstance(one, str):
-                    wrong.append(one)
-                else:
-                    file[len(kept)] = one
-                    kept.append(done)
-                done += 1
+        file = np.lib.format.open_memmap(temporary, "w+", np.uint8, (most, 3, size, size))
+        for (name, _, label), one in _in_processes(chain([first], rows), size, workers if most > FEW else 1):
+            if isinstance(one, str):
+                wrong.append(one)
+            else:
+                file[len(names)] = one
+                names.append(name)
+                labels.append(label)
             if progress:
-                progress(done, len(rows))
+                progress(len(names) + len(wrong), most)
         file.flush()
         del file
-    if not kept:
-        raise DataError(f"none of {len(rows)} pictures can be read; the first: {wrong[0]}")
-    labels = [rows[i][2] for i in kept]
-    said = {"names": [rows[i][0] for i in kept], "labels": None if None in labels else labels}
+    if not names:
+        raise DataError(f"none of {len(wrong)} pictures can be read; the first: {wrong[0]}")
+    said = {"names": names, "labels": None if None in labels else labels}
     write_json(facts, {**said, "left_out": wrong[:TOLD], "unread": len(wrong)})
 
 
-def _in_processes(batches: list[list[Row]], size: int, workers: int) -> Iterator[list[NDArray[np.uint8] | str]]:
-    """In order; small sources are not worth a process."""
-    if workers < 2 or len(batches) < 2 * workers:
-        yield from (_decoded(batch, size) for batch in batches)
+def _in_processes(rows: Iterable[Row], size: int, workers: int) -> Iterator[tuple[Row, NDArray[np.uint8] | str]]:
+    """Rows in order, each with its pixels or what is wrong with it; a few pictures are not worth a process."""
+    if workers < 2:
+        for batch in batches(rows, AT_ONCE):
+            yield from zip(batch, _decoded(batch, size), strict=True)
         return
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(_decoded, batches, [size] * len(batches))
+        for group in batches(rows, AT_ONCE * workers * 4):
+            parts = list(batches(group, AT_ONCE))
+            for part, decoded in zip(parts, pool.map(_decoded, parts, [size] * len(parts)), strict=True):
+                yield from zip(part, decoded, strict=True)
 
 
 def read_pictures(array: Path, facts: Path) -> Pictures:
-    """Open what `prepare_pictures` kept."""
+    """Open what `prepare_pictures` kept.
+
+    Raises:
+        ArtifactError: it is damaged.
+    """
     known = read_json(facts)
     labels = known["labels"]
+    try:
+        pixels = np.load(array, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{array}: damaged ({error}); delete it and {facts.name}") from None
     return Pictures(
-        np.load(array, mmap_mode="r")[: len(known["names"])],
+        pixels[: len(known["names"])],
         tuple(known["names"]),
         None if labels is None else tuple(labels),
         tuple(known["left_out"]),

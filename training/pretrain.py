@@ -15,6 +15,7 @@ import json
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, cast
 
 import numpy as np
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from embed.backbones import Backbone, build_backbone
 from embed.image import save_backbone
 from training.augment import build_views
-from training.loop import Method, Probe, fit
+from training.loop import PROBED, Method, Probe, fit
 from training.methods.cim import CIM
 from training.methods.densecl import DenseCL
 from training.methods.mec import MEC
@@ -39,6 +40,9 @@ from udr.config import load_config
 from udr.errors import ArtifactError, ConfigError, MissingDependencyError
 
 __all__ = ["build_method", "pretrain", "train_tokenizer"]
+
+
+VIEWS = {"simclr": "simclr_small", "densecl": "moco_v2_small", "mec": "moco_v3_small", "cim": "beit_small"}
 
 
 class _TokenizerMethod(nn.Module):
@@ -64,7 +68,13 @@ def build_method(config: PretrainConfig, tokenizer: PictureTokenizer | None = No
         UnknownNameError: no such backbone or augmentation.
     """
     torch.manual_seed(config.seed)
-    backbone, views = build_backbone(config.backbone, config.size), build_views(config.views, config.size)
+    backbone = build_backbone(config.backbone, config.size)
+    preset, wanted = config.views or VIEWS[config.method], 1 if config.method == "cim" else 2
+    views = build_views(preset, config.size)
+    if len(views.pipelines) != wanted:
+        raise ConfigError(
+            f"views: {preset} makes {len(views.pipelines)} of each picture, {config.method} takes {wanted}"
+        )
     if config.method == "simclr":
         return SimCLR(backbone, views, **config.simclr.model_dump())
     if config.method == "densecl":
@@ -85,12 +95,17 @@ def pretrain(config: PretrainConfig, device: str = "auto", report: Report = sile
         TrainingStopped: training diverged or collapsed.
     """
     folder = config.out / "encoder"
-    _hold(config)
-    if (folder / "encoder.json").is_file():
+    finished = (folder / "encoder.json").is_file()
+    _hold(config, finished)
+    if finished:
         return folder
+    # what cannot be built is told before pictures are read and a tokenizer is trained
+    method = build_method(config, PictureTokenizer(config.cim.codes))
     pictures, probe = _pictures(config, report)
-    tokenizer = train_tokenizer(config, pictures, device, report) if config.method == "cim" else None
-    method = build_method(config, tokenizer)
+    if len(pictures) < config.loop.batch:
+        raise ConfigError(f"loop.batch: {config.loop.batch} pictures in a step, and there are {len(pictures)}")
+    if config.method == "cim":
+        method = build_method(config, train_tokenizer(config, pictures, device, report))
     progress = report(f"{config.method} on {len(pictures)} pictures")
     lines = fit(cast(nn.Module, method), pictures, config.loop, config.out, config.seed, probe, device, progress)
     with suppress(MissingDependencyError):  # the picture is worth no extra
@@ -101,12 +116,13 @@ def pretrain(config: PretrainConfig, device: str = "auto", report: Report = sile
     return folder
 
 
-def _hold(config: PretrainConfig) -> None:
-    """Keep the settings; refuse others."""
+def _hold(config: PretrainConfig, finished: bool) -> None:
+    """Keep the settings; refuse others once training has begun."""
     path = config.out / "config.yaml"
-    if path.is_file() and load_config(PretrainConfig, path) != config:
+    begun = finished or any((config.out / name).exists() for name in ("metrics.jsonl", "tokenizer", "tokenizer.pt"))
+    if begun and path.is_file() and load_config(PretrainConfig, path) != config:
         raise ConfigError(f"{path}: begun with other settings; give another out=FOLDER")
-    if not path.is_file():
+    if not begun:
         write_atomically(path, config.dump_yaml().encode())
 
 
@@ -125,7 +141,8 @@ def _pictures(config: PretrainConfig, report: Report) -> tuple[Pictures, Probe]:
     # no pictures are kept from training: what is asked is only how it goes
     order = np.random.default_rng(config.seed).permutation(len(pictures))
     cut = max(1, len(order) // 10)
-    return pictures, Probe(_some(pictures, order[cut:]), _some(pictures, order[:cut]))
+    bank, asked = order[cut:][:PROBED], order[:cut][: PROBED // 5]
+    return pictures, Probe(_some(pictures, bank), _some(pictures, asked))
 
 
 def _some(pictures: Pictures, rows: np.ndarray) -> Pictures:
@@ -142,8 +159,8 @@ def train_tokenizer(config: PretrainConfig, pictures: Pictures, device: str, rep
     if path.is_file():
         try:
             tokenizer.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        except (RuntimeError, ValueError, LookupError, EOFError) as error:
-            raise ArtifactError(f"{path}: damaged ({str(error).splitlines()[0]}); delete it to begin anew") from None
+        except (RuntimeError, ValueError, LookupError, EOFError, TypeError, AttributeError, UnpicklingError):
+            raise ArtifactError(f"{path}: damaged, or of other settings; delete it to begin anew") from None
         return tokenizer
     method = _TokenizerMethod(tokenizer, build_backbone("conv", config.size))
     settings = LoopSettings(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from udr.config import StrictConfig
 
@@ -56,8 +56,15 @@ class CIMSettings(StrictConfig):
     weight: float = Field(default=0.0, ge=0)  # of the enhancer's loss; 0: 1 to restore, 10 to detect
     codes: int = Field(default=256, ge=2)  # of the tokenizer
     tokenizer_epochs: float = Field(default=5, gt=0)  # before the method itself begins
-    generator_dim: int = Field(default=128, ge=8)  # of its tokens
+    generator_dim: int = Field(default=128, ge=32, multiple_of=32)  # of its tokens
     generator_layers: int = Field(default=2, ge=1)  # 4 to 6 in the paper
+
+    @field_validator("masked")
+    @classmethod
+    def _masked_is_a_share(cls, masked: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < masked[0] <= masked[1] <= 1:
+            raise ValueError("expected two shares, the smaller first, above 0 and at most 1")
+        return masked
 
 
 class LoopSettings(StrictConfig):
@@ -77,6 +84,12 @@ class LoopSettings(StrictConfig):
     knn: int = Field(default=20, ge=1)  # neighbours of the online probe
     least_spread: float = Field(default=0.05, ge=0)  # of the features: below it training has collapsed and stops
 
+    @model_validator(mode="after")
+    def _parts_hold_pictures(self) -> LoopSettings:
+        if self.batch % self.accumulate or self.batch // self.accumulate < 2:
+            raise ValueError("accumulate: the batch must fall into equal parts of two pictures at least")
+        return self
+
 
 class PretrainConfig(StrictConfig):
     """One pre-training."""
@@ -88,8 +101,8 @@ class PretrainConfig(StrictConfig):
     held_out: str | None = None  # split of a table whose pictures the online probe asks about; none: a tenth
     backbone: str = "conv"  # see embed.backbones
     size: int = Field(default=32, ge=8)  # pixels of a side
-    views: str = "simclr_small"  # the augmentation
-    seed: int = 0  # of weights, order, views and masks
+    views: str = ""  # the augmentation (see training.augment); none: the method's own, for small pictures
+    seed: int = Field(default=0, ge=0, lt=2**32)  # of weights, order, views and masks
     loop: LoopSettings = LoopSettings()
     simclr: SimCLRSettings = SimCLRSettings()
     densecl: DenseCLSettings = DenseCLSettings()

@@ -61,9 +61,7 @@ class RecordedOutcome(NamedTuple):
     @property
     def quality(self) -> float | None:
         """How right the answer was, from 0 to 1; one that a reviewer agreed to correct was wrong. None: not told."""
-        if self.outcome.score is not None:
-            return self.outcome.score
-        return 0.0 if self.state == "accepted" else None
+        return 0.0 if self.state == "accepted" else self.outcome.score
 
 
 def read_outcomes(path: Path) -> list[RecordedOutcome]:

@@ -77,11 +77,12 @@ def build_prompt(
     Raises:
         PromptTooLong: the query alone exceeds the budget.
     """
-    best = tuple(ranked[:k][::-1])  # the best one stands next to the query
-    text = render(spec, best, query)
-    tokens = len(tokenizer.encode(text))
-    if tokens + reserve <= budget:
-        return Prompt(text, best, (), tokens, budget)
+    if k is not None:
+        best = tuple(ranked[:k][::-1])  # the best one stands next to the query
+        text = render(spec, best, query)
+        tokens = len(tokenizer.encode(text))
+        if tokens + reserve <= budget:
+            return Prompt(text, best, (), tokens, budget)
     text = render(spec, [], query)
     tokens = len(tokenizer.encode(text))
     if tokens + reserve > budget:

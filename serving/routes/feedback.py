@@ -76,11 +76,11 @@ def review_feedback(pool: AnyPool, number: Number, body: ReviewBody, parts: Serv
     if recorded.state not in ("waiting", "accepted"):
         raise ConflictError(f"feedback {number} is {recorded.state}; only a waiting correction can be accepted")
     output = body.output if body.output is not None else recorded.outcome.corrected or ""
-    if recorded.state == "accepted" and output != recorded.outcome.corrected:
-        raise ConflictError(f"feedback {number} was accepted with another output before; change the demonstration")
+    pool.spec.verbalise(output)  # a label that the task has not is refused before anything is accepted
     made = replace(recorded.solved(output), metadata={"source": "feedback"})
     check_demonstration(made, "output", parts.settings.max_text)
-    # the demonstration first: a review that was cut short between the two is sent again and finds it there
+    # the review first: of two that disagree one is refused, and nothing of it is in the pool. One that was cut short
+    # between the two is sent again, and writes what it accepted
+    parts.feedback.review(pool.row.id, pool.row.name, number, "accepted", output)
     parts.catalog.write(pool, [made], "replace")
-    parts.feedback.review(pool.row.id, pool.row.name, number, "accepted", body.output)
     return {"id": number, "state": "accepted", "demonstration": demonstration_json(made)}

@@ -80,7 +80,7 @@ class FeedbackStore:
 
         Raises:
             NotFoundError: the pool has none of that number.
-            ConflictError: there is no correction, or it was reviewed otherwise.
+            ConflictError: there is no correction, or it was reviewed otherwise, or with another output.
         """
         own = (feedback.c.pool_id == pool_id) & (feedback.c.id == number)
         with self._database.write() as c:
@@ -88,10 +88,12 @@ class FeedbackStore:
             if c.execute(sa.update(feedback).where(own, feedback.c.state == "waiting").values(change)).rowcount:
                 record(c, "feedback.review", name, number=number, state=state)
                 return
-        found = self.get(pool_id, number).recorded.state
-        if found != state:
-            what = "holds no correction" if found == "recorded" else f"was {found} before"
+        found = self.get(pool_id, number).recorded
+        if found.state != state:
+            what = "holds no correction" if found.state == "recorded" else f"was {found.state} before"
             raise ConflictError(f"feedback {number} {what}")
+        if output not in (None, found.outcome.corrected):
+            raise ConflictError(f"feedback {number} was accepted with another output before; change the demonstration")
 
 
 def _row(r: sa.Row[tuple[object, ...]]) -> FeedbackRow:

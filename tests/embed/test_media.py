@@ -99,6 +99,11 @@ def test_media_carry_their_bytes_or_a_data_uri_and_addresses_are_not_fetched() -
             open_picture(Media("image", uri=uri))
 
 
+def test_a_thin_picture_is_no_bomb() -> None:
+    thin = open_picture(encoded(plain(size=(1, 2_000_000))))
+    assert pixels_of(thin, 256).shape == (3, 256, 256)
+
+
 @pytest.mark.parametrize("size", [(10, 4), (4, 10), (8, 8), (1, 1), (3, 300)])
 def test_pixels_are_the_middle_square(size: tuple[int, int]) -> None:
     ramp = np.zeros((size[1], size[0], 3), np.uint8)

@@ -64,6 +64,13 @@ def test_what_waits_shares_a_pass_and_a_request_given_up_harms_nobody(worker: En
     for future, name in ((first, "a"), (waiting[0], "b"), (waiting[2], "d")):
         np.testing.assert_array_equal(future.result(10), FakeEncoder().encode_queries(query(name)))
     assert held.batches == [1, 2]
+    held.leave.clear()
+    waits = worker.encode_queries(encoder, query("g"))
+    with pytest.raises(Overloaded):  # one that is too large, while there is room for small ones
+        worker.encode_queries(encoder, [Query(str(i), "text") for i in range(9)])
+    assert not worker.full
+    held.leave.set()
+    waits.result(10)
     with pytest.raises(ValueError, match="bad"):
         worker.encode_queries(encoder, query("bad")).result(10)
     assert worker.encode_queries(encoder, query("f")).result(10).shape == (1, 64)

@@ -75,6 +75,25 @@ def test_an_accepted_correction_is_a_demonstration_and_a_rejected_one_is_not(cli
     refused(client.post(f"{pool}/feedback/{yes}/review", json={"accept": False}), 409, "accepted before")
 
 
+def test_of_two_reviews_at_once_the_pool_holds_what_the_record_says(client: TestClient, pool: str) -> None:
+    """Another reviewer acts between the reading and the writing of one."""
+    ids = tell(client, *[{**OUTCOME, "corrected_output": "printer"}] * 2).json()["ids"]
+    store = client.app.state.parts.feedback  # type: ignore[attr-defined]
+    own, pool_id = store.review, client.app.state.parts.catalog.pool("tickets").row.id  # type: ignore[attr-defined]
+    for number, first in zip(ids, (("rejected", None), ("accepted", "printer")), strict=True):
+
+        def raced(*words: Any, first: Any = first, number: int = number) -> None:
+            own(pool_id, "tickets", number, *first)
+            own(*words)
+
+        store.review = raced
+        other = client.post(f"{pool}/feedback/{number}/review", json={"accept": True, "output": "billing"})
+        store.review = own
+        assert other.status_code == 409, other.text
+        found = client.get(f"{pool}/demonstrations/feedback-{number}")
+        assert found.status_code == 404  # what it would have written is not there
+
+
 def test_what_says_nothing_or_cannot_be_is_refused_whole(client: TestClient, pool: str) -> None:
     good = {**OUTCOME, "correct": True}
     for change, words in (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from tiny_encoder import write_encoder
 from torch import nn
 
 import training.loop
@@ -67,7 +69,7 @@ def config(tmp_path: Path, method: str, **loop: Any) -> PretrainConfig:
     if not table.is_file():
         own = scenes(48)
         rows = [png(p.transpose(1, 2, 0)) for p in own.pixels]
-        pq.write_table(pa.table({"image": rows, "label": list(own.labels or ())}), table)
+        pq.write_table(pa.table({"image": rows, "label": list(own.labels or ()), "split": ["train"] * 48}), table)
     settings = {"epochs": 2, "batch": 16, "lr": 1e-3, "checkpoint_every": 2, "precision": "float32", **loop}
     return PretrainConfig.parse(
         {
@@ -95,6 +97,8 @@ def png(pixels: np.ndarray) -> bytes:
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_trains_its_backbone_and_leaves_an_encoder(tmp_path: Path, method: str) -> None:
     own = config(tmp_path, method)
+    with pytest.raises(UnknownNameError):  # what never began keeps nobody from other settings
+        pretrain(own.model_copy(update={"backbone": "convv"}), "cpu")
     folder = pretrain(own, "cpu")
     encoder = load_image_encoder(folder, "cpu")
     torch.manual_seed(own.seed)
@@ -424,14 +428,76 @@ def test_a_source_without_pictures_is_told(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     pq.write_table(pa.table({"picture": [b"x"]}), tmp_path / "named.parquet")
     pq.write_table(pa.table({"image": [b"x", b"y"]}), tmp_path / "broken.parquet")
-    for source, words in (
-        ("nowhere", "expected a folder of pictures"),
-        ("empty", "no pictures"),
-        ("named.parquet", "no column 'image'; it has picture"),
-        ("broken.parquet", "none of 2 pictures can be read; the first: broken.parquet:1"),
+    pq.write_table(pa.table({"image": [b"x", b"y"], "label": ["a", None]}), tmp_path / "half.parquet")
+    (tmp_path / "damaged.parquet").write_bytes(b"PAR1 and no more")
+    (tmp_path / "stray" / "class").mkdir(parents=True)
+    for path in ("stray/class/a.png", "stray/b.png"):
+        (tmp_path / path).write_bytes(png(np.zeros((4, 4, 3), np.uint8)))
+    for source, split, words in (
+        ("nowhere", None, "expected a folder of pictures"),
+        ("empty", None, "no pictures"),
+        ("empty", "train", "a folder has no splits"),
+        ("named.parquet", None, "no column 'image'; it has picture"),
+        ("broken.parquet", None, "none of 2 pictures can be read; the first: broken.parquet:1"),
+        ("broken.parquet", "train", "no column 'split'"),
+        ("half.parquet", None, "some rows have a label and others have none"),
+        ("damaged.parquet", None, "not Parquet"),
+        ("stray", None, "beside the folders of classes"),
     ):
         with pytest.raises(DataError, match=words):
-            prepare_pictures(tmp_path / source, 16, tmp_path / "cache")
+            prepare_pictures(tmp_path / source, 16, tmp_path / "cache", split)
+
+
+def test_another_folder_or_another_picture_of_the_same_size_is_read_anew(tmp_path: Path) -> None:
+    white, black = (np.full((16, 16, 3), value, np.uint8) for value in (255, 0))
+    for name, pixels in (("a", white), ("b", black)):
+        (tmp_path / name).mkdir()
+        Image.fromarray(pixels).save(tmp_path / name / "x.bmp")
+    seen = [prepare_pictures(tmp_path / name, 16, tmp_path / "cache").pixels.mean() for name in "ab"]
+    assert seen == [255, 0]
+    Image.fromarray(white).save(tmp_path / "b" / "x.bmp")
+    assert prepare_pictures(tmp_path / "b", 16, tmp_path / "cache").pixels.mean() == 255
+
+
+def test_settings_that_cannot_be_are_one_line(tmp_path: Path) -> None:
+    for method, change, words in (
+        ("simclr", {"views": "beit_small"}, "makes 1 of each picture, simclr takes 2"),
+        ("cim", {"views": "simclr_small"}, "makes 2 of each picture, cim takes 1"),
+        ("cim", {"size": 18}, "no multiple of the tokenizer's 4"),
+        ("cim", {"cim": {"window": 17}}, r"cim\.window: 17 pixels"),
+        ("cim", {"cim": {"masked": [0, 0]}}, "two shares, the smaller first"),
+        ("cim", {"cim": {"generator_dim": 100}}, "multiple of 32"),
+        ("simclr", {"loop": {"batch": 8, "accumulate": 8}}, "two pictures at least"),
+        ("simclr", {"loop": {"batch": 64}}, "64 pictures in a step, and there are 48"),
+        ("simclr", {"seed": -1}, "greater than or equal to 0"),
+        ("simclr", {"size": 8, "backbone": "convnext_small_2"}, "do not fit it"),
+    ):
+        values = config(tmp_path, method).model_dump(mode="json")
+        for key, value in change.items():
+            values[key] = values[key] | value if isinstance(value, dict) else value
+        with pytest.raises(ConfigError, match=words):
+            pretrain(PretrainConfig.parse(values | {"out": tmp_path / "bad" / method}, "test"), "cpu")
+        shutil.rmtree(tmp_path / "bad", ignore_errors=True)
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="there is no GPU here"):
+            pretrain(config(tmp_path, "mec"), "cuda")
+
+
+def test_a_run_whose_pictures_have_changed_is_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = LoopSettings(epochs=4, batch=16, precision="float32", checkpoint_every=2)
+    step, taken = training.loop._step, iter(range(100))
+
+    def dying(*words: Any) -> Any:
+        if next(taken) == 5:
+            raise KeyboardInterrupt
+        return step(*words)
+
+    monkeypatch.setattr(training.loop, "_step", dying)
+    with pytest.raises(KeyboardInterrupt):
+        fit(Mean(), scenes(48), settings, tmp_path, device="cpu")
+    monkeypatch.undo()
+    with pytest.raises(ArtifactError, match="of other pictures or settings"):
+        fit(Mean(), scenes(64), settings, tmp_path, device="cpu")
 
 
 # -- commands
@@ -459,4 +525,7 @@ def test_pictures_go_through_the_commands(tmp_path: Path, udr: Any) -> None:
     assert set(probed) == {"pixels", "encoder"}
     assert 0 < probed["encoder"]["linear"] <= 1
     assert "did you mean" in udr("pretrain", file, "backbone=convv", f"out={tmp_path / 'x'}").complaint
+    text = write_encoder(tmp_path / "text", ["words alone"])
+    told = udr("embed", own.data, "--encoder", f"st:{text}", "--out", out)
+    assert "reads texts and no pictures" in told.complaint or "cannot be loaded" in told.complaint
     assert "no encoder folder" in udr("embed", own.data, "--encoder", f"artifact:{tmp_path}", "--out", out).complaint

@@ -14,6 +14,7 @@ from training.augment import Views
 from training.heads import in_full
 from training.losses.cim import generator_loss, replaced_loss, restored_loss
 from training.tokenizer import PictureTokenizer
+from udr.errors import ConfigError
 
 __all__ = ["CIM", "Generator"]
 
@@ -82,6 +83,10 @@ class CIM(nn.Module):
         self.side = backbone.size // stride
         with torch.no_grad():
             cells = backbone.eval()(torch.zeros(1, 3, backbone.size, backbone.size)).shape[2]
+        if backbone.size % cells:
+            raise ConfigError(f"size: {backbone.size} pixels are no multiple of the {cells} cells of {backbone.name}")
+        if window > backbone.size:
+            raise ConfigError(f"cim.window: {window} pixels, and pictures have {backbone.size}")
         self.pixels = backbone.size // cells  # of a cell's side
         self.head = nn.Conv2d(backbone.dim, 3 * self.pixels**2 if objective == "restore" else 1, 1)
 
@@ -100,11 +105,13 @@ class CIM(nn.Module):
     def corrupt(self, view: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """The corrupted pictures, their tokens and the golden ones, the masked cells, and the generator's logits."""
         self.tokenizer.eval()
-        golden = self.tokenizer.tokens(view)
+        with in_full(view):
+            golden = self.tokenizer.tokens(view)
         masked = self._mask(golden)
         logits = self.generator(view, masked)
         sampled = torch.where(masked, self._draw(logits.detach().float()), golden)
-        return self.tokenizer.pictures(sampled), sampled, golden, masked, logits
+        with in_full(view):
+            return self.tokenizer.pictures(sampled), sampled, golden, masked, logits
 
     def detected(self, found: Tensor) -> Tensor:
         """Logits of the backbone's grid, brought to the grid of tokens: (n, 1, h, w) -> (n, cells)."""

@@ -78,7 +78,8 @@ class DenseCL(nn.Module):
     def forward(self, pictures: Tensor, progress: float) -> dict[str, Tensor]:
         first, second = self.views(pictures)
         features, whole, cells = self.query(first)
-        key_features, key_whole, key_cells = self._keys(second)
+        with torch.no_grad():
+            key_features, key_whole, key_cells = self.key(second)
         with in_full(pictures):
             matched = match_cells(features, key_features)
             dense = dense_info_nce(
@@ -87,14 +88,6 @@ class DenseCL(nn.Module):
             own = info_nce(whole, key_whole, self.queue, self.temperature)
         self._fresh.append((key_whole, F.normalize(key_cells.mean(2), dim=1)))
         return {"loss": (1 - self.dense_weight) * own + self.dense_weight * dense, "whole": own, "dense": dense}
-
-    @torch.no_grad()
-    def _keys(self, view: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of a view, in another order: a picture's key must not share its normalisation with its query."""
-        order = torch.randperm(len(view), device=view.device)
-        back = order.argsort()
-        features, whole, cells = self.key(view[order])
-        return features[back], whole[back], cells[back]
 
     def after_step(self, progress: float) -> None:
         follow(self.key, self.query, self.momentum)
