@@ -33,8 +33,8 @@ def chromium() -> Iterator[Browser]:
             browser.close()
 
 
-def png(width: int, height: int) -> bytes:
-    """A picture of two colours that does not shrink to nothing."""
+def png(width: int, height: int, level: int = -1) -> bytes:
+    """A picture of many colours; of level 0 it takes as many bytes as it has."""
     lines = b"".join(
         b"\0" + bytes(v for x in range(width) for v in ((x * 7) % 256, (y * 5) % 256, (x * y) % 256))
         for y in range(height)
@@ -44,7 +44,9 @@ def png(width: int, height: int) -> bytes:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(lines, level)) + chunk(b"IEND", b"")
+    )
 
 
 def picture(width: int = 24, height: int = 16) -> str:

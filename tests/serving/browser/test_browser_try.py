@@ -118,7 +118,7 @@ def test_a_picture_goes_with_the_query_and_is_made_to_fit(
     field = page.get_by_label("Add a picture").first
     field.set_input_files({"name": "small.png", "mimeType": "image/png", "buffer": png(8, 8)})
     expect(page.locator("#picture-said")).to_contain_text("taken as it is")
-    field.set_input_files({"name": "large.png", "mimeType": "image/png", "buffer": png(400, 300)})
+    field.set_input_files({"name": "large.png", "mimeType": "image/png", "buffer": png(900, 700, level=0)})
     expect(page.locator("#picture-said")).to_contain_text("made smaller")
     expect(page.locator("#query-pictures img")).to_have_count(2)
     with page.expect_request("**/v1/prompt") as asked:
