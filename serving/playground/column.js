@@ -3,6 +3,7 @@
 import { call, demonstrationAt } from "./api.js";
 import { bar, body, card } from "./cards.js";
 import { announce, button, count, el, number } from "./dom.js";
+import { shown } from "./pictures.js";
 
 /** The nodes of a column; `answer` is the panel with the model's answer. */
 export function column(context, asked, found, answer) {
@@ -59,10 +60,18 @@ async function fill(pool, list) {
   }));
 }
 
+/** What a turn of a chat holds: a text, or parts of which some are pictures. */
+function contents(content) {
+  const parts = typeof content === "string" ? [{ type: "text", text: content }] : content;
+  return parts.flatMap((part) => part.type === "image_url"
+    ? shown([{ kind: "image", uri: part.image_url.url }])
+    : [el("p", { class: "text" }, part.text)]);
+}
+
 function prompt(result) {
   const text = el("pre", { class: "prompt", tabindex: 0, "aria-label": "The prompt as text" }, result.text);
   const turns = el("div", { class: "turns", tabindex: 0, role: "group", "aria-label": "The prompt as chat messages" }, result.messages.map((m) =>
-    el("div", { class: `turn ${m.role === "assistant" ? "assistant" : "user"}` }, el("h4", {}, m.role), el("p", { class: "text" }, m.content))));
+    el("div", { class: `turn ${m.role === "assistant" ? "assistant" : "user"}` }, el("h4", {}, m.role), ...contents(m.content))));
   const said = el("span", { class: "reason", role: "status" });
   return el("details", { class: "fold", open: true },
     el("summary", {}, "Prompt"),

@@ -126,6 +126,7 @@ def test_a_picture_goes_with_the_query_and_is_made_to_fit(
     media = asked.value.post_data_json["queries"][0]["media"]
     assert media[0] == {"kind": "image", "uri": picture(8, 8)}
     assert media[1]["uri"].startswith("data:image/jpeg;base64,")
+    expect(page.locator(".turns .turn:last-child img")).to_have_count(2)
     page.get_by_role("button", name="Ask gemma").click()
     page.get_by_text("Was it right?").wait_for()
     parts = upstream.body["messages"][-1]["content"]
