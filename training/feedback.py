@@ -58,18 +58,19 @@ class TaskFeedback:
 
     @cached_property
     def told(self) -> list[RecordedOutcome]:
-        """Outcomes that tell how well demonstrations did, of queries whose right output is not known."""
+        """Outcomes that tell how well demonstrations did."""
+        return [one for one in self.outcomes if one.quality is not None and one.outcome.shown]
+
+    @cached_property
+    def unknown(self) -> list[RecordedOutcome]:
+        """Those of them whose right output is not known."""
         known = {d.query.content_hash for d in (*self.queries, *self.data.train)}
-        return [
-            one
-            for one in self.outcomes
-            if one.quality is not None and one.outcome.shown and one.query.content_hash not in known
-        ]
+        return [one for one in self.told if one.query.content_hash not in known]
 
     @cached_property
     def by_id(self) -> dict[str, Demonstration]:
-        """The pool, the new queries, and the queries of `told`, of which no output is known."""
-        asked = [Demonstration(one.query.id, one.outcome.input, "", one.outcome.choices) for one in self.told]
+        """The pool, the new queries, and those of which no output is known."""
+        asked = [Demonstration(one.query.id, one.outcome.input, "", one.outcome.choices) for one in self.unknown]
         return {d.id: d for d in (*self.data.train, *self.queries, *asked)}
 
 
@@ -108,7 +109,7 @@ def train_on_feedback(run: Run, files: Mapping[str, Path]) -> list[str]:
     encoder = load_encoder(encoder_folder(run, last, ""))
     lines = []
     for name, own in given.items():
-        if not (own.queries or own.told):
+        if not (own.queries or own.unknown):
             lines.append(f"{name}: {len(own.outcomes)} outcomes, nothing to learn from")
             continue
         write_json(marked, stamp)
@@ -148,14 +149,17 @@ def _mine(run: Run, number: int, name: str, own: TaskFeedback, encoder: BiEncode
         data = TaskData(spec, tuple(own.by_id.values()), ())
         lists = read_candidates(proposed)
         write_candidates(scored, score_lists(data, lists, run.scorer, progress, mining.gold_only, mining.shortcut))
-    if own.told and not told.is_file():
+    if own.unknown and not told.is_file():
         write_candidates(told, _lists_by_outcome(name, own, encoder))
 
 
 def _lists_by_outcome(name: str, own: TaskFeedback, encoder: BiEncoder) -> list[CandidateList]:
+    """All outcomes speak, those of known queries too: without them there would be failures alone to compare."""
     vectors = encoder.encode_queries([one.query for one in own.told], own.data.spec.retrieval_instruction)
-    lists = []
+    unknown, lists = {one.id for one in own.unknown}, []
     for one, values in zip(own.told, signals(vectors, own.told), strict=True):
+        if one.id not in unknown:
+            continue
         found = [Candidate(i, 0.0, value) for i, value in values if i in own.by_id]
         lists.append(CandidateList(name, one.query.id, with_ranks(found)))
     return [one for one in lists if len(one.candidates) > 1]

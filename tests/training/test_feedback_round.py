@@ -69,6 +69,23 @@ def test_a_round_on_feedback_scores_what_is_known_ranks_what_is_not_and_goes_on_
     assert [r["number"] for r in json.loads(listed.out)[0]["rounds"]] == [0, 1, 2]
 
 
+def test_failures_are_compared_with_what_went_right(copy: Bench, udr: Any, tmp_path: Path) -> None:
+    """Right answers are queries whose output is known; the failures beside them still rank demonstrations."""
+    path = tmp_path / "mood.jsonl"
+    lines = []
+    for i, row in enumerate(mood_rows(24, seed=9)):
+        good = i % 2 == 0
+        line = {"id": i + 1, "state": "recorded", "input": row["input"], "output": row["output"] if good else "up"}
+        lines.append(line | {"score": float(good), "demonstrations": ["mood-1", "mood-2" if good else "mood-3"]})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert udr("train", copy.config, "--feedback", f"mood={path}").code == 0
+    ranked = read_candidates(copy.out / "round-2" / "mood.outcomes.jsonl")
+    assert {one.query_id for one in ranked} == {f"outcome-{i + 1}" for i in range(24) if i % 2}
+    for one in ranked:
+        by_rank = [c.demonstration_id for c in sorted(one.candidates, key=lambda c: c.rank or 0)]
+        assert by_rank.index("mood-2") < by_rank.index("mood-3")
+
+
 def test_the_same_outcomes_are_learnt_once_and_more_of_them_are_another_round(
     copy: Bench, udr: Any, told: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
