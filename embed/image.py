@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -20,11 +21,11 @@ from udr.devices import choose_device
 from udr.errors import ArtifactError, DataError
 from udr.types import Demonstration, FloatArray, Media, Query
 
-__all__ = ["ImageEncoder", "load_image_encoder", "picture_of", "save_backbone"]
+__all__ = ["ImageEncoder", "encode_pictures", "load_image_encoder", "picture_of", "save_backbone"]
 
 KIND = "image"  # of an encoder folder
 WEIGHTS = "model.safetensors"
-AT_ONCE = 64  # pictures in one forward pass
+AT_ONCE = 32  # pictures in one forward pass
 
 
 def picture_of(query: Query) -> Media:
@@ -37,6 +38,21 @@ def picture_of(query: Query) -> Media:
         if media.kind == "image":
             return media
     raise DataError(f"{query.id}: no picture; an image encoder reads queries with media of kind image")
+
+
+def encode_pictures(
+    queries: Sequence[Query], dim: int, encode: Callable[[list[Image.Image]], FloatArray]
+) -> FloatArray:
+    """Open the pictures of queries, some at a time, and put their vectors together, float32 (n, dim).
+
+    Raises:
+        DataError: a query without a picture, or one that cannot be opened.
+    """
+    found = np.empty((len(queries), dim), np.float32)
+    for start in range(0, len(queries), AT_ONCE):
+        part = queries[start : start + AT_ONCE]
+        found[start : start + len(part)] = encode([open_picture(picture_of(q), q.id) for q in part])
+    return found
 
 
 class ImageEncoder:
@@ -56,12 +72,10 @@ class ImageEncoder:
         Raises:
             DataError: a query without a picture, or one that cannot be opened.
         """
-        found = np.empty((len(queries), self.dim), np.float32)
-        for start in range(0, len(queries), AT_ONCE):
-            part = queries[start : start + AT_ONCE]
-            pictures = [pixels_of(open_picture(picture_of(q), q.id), self.backbone.size) for q in part]
-            found[start : start + len(part)] = self.encode_pixels(np.stack(pictures))
-        return found
+        size = self.backbone.size
+        return encode_pictures(
+            queries, self.dim, lambda p: self.encode_pixels(np.stack([pixels_of(x, size) for x in p]))
+        )
 
     def encode_demonstrations(self, demonstrations: Sequence[Demonstration], instruction: str = "") -> FloatArray:
         """Vectors of demonstrations' pictures, float32 (m, d)."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from embed.image import picture_of
+from embed.image import AT_ONCE, encode_pictures, picture_of
 from embed.media import open_picture
 from udr.artifacts import fingerprint_files
 from udr.devices import choose_device
@@ -18,8 +18,6 @@ from udr.errors import ConfigError
 from udr.types import Demonstration, FloatArray, Query
 
 __all__ = ["SentenceTransformerEncoder", "VisionModelEncoder", "load_sentence_transformer", "load_vision_model"]
-
-AT_ONCE = 32  # pictures in one forward pass
 
 
 class VisionModelEncoder:
@@ -35,11 +33,7 @@ class VisionModelEncoder:
         Raises:
             DataError: a query without a picture, or one that cannot be opened.
         """
-        found = np.empty((len(queries), self.dim), np.float32)
-        for start in range(0, len(queries), AT_ONCE):
-            part = queries[start : start + AT_ONCE]
-            found[start : start + len(part)] = self._encode([open_picture(picture_of(q), q.id) for q in part])
-        return found
+        return encode_pictures(queries, self.dim, self._encode)
 
     def encode_demonstrations(self, demonstrations: Sequence[Demonstration], instruction: str = "") -> FloatArray:
         """Vectors of demonstrations' pictures, float32 (m, d)."""
