@@ -8,10 +8,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import numpy as np
 import pytest
 from vllm_server import PYTHON, gemma_folder, vllm_server
@@ -64,6 +67,36 @@ def test_a_vllm_server_offers_every_way_of_scoring_and_each_gives_our_numbers(ge
             build_served_lm(str(gemma), [url], expected={"another": [v * 1.2 for v in probe(own)]})
     finally:
         lm.close()
+
+
+def served(url: str) -> float:
+    """Requests that a server has answered, by its own metrics."""
+    lines = httpx2.get(f"{url}/metrics").text.splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("vllm:request_success_total"))
+
+
+def test_a_run_outlives_a_server_that_is_killed_and_pays_nothing_twice(gemma: Path, tmp_path: Path) -> None:
+    contexts = [f"Question: What is {i} plus {j}?\t" for i in range(40) for j in range(10)]
+    ends = [str(i + j) + " and no other number" for i in range(40) for j in range(10)]
+    in_flight = 4
+    with vllm_server(gemma, tmp_path / "first.log") as first, ThreadPoolExecutor(1) as pool:
+        lm = build_served_lm(str(gemma), [first.url], in_flight=in_flight)
+        lm.reader.offers = lm.reader.endpoints[0].offers = frozenset({"prompt_logprobs"})  # type: ignore[misc, attr-defined]
+        before = served(first.url)
+        found = pool.submit(lm.loglikelihood, contexts, ends)
+        while (answered := served(first.url) - before) < len(contexts) / 4:
+            assert not found.done()
+            time.sleep(0.2)
+        first.kill()
+        with vllm_server(gemma, tmp_path / "second.log", port=httpx2.URL(first.url).port or 0) as second:
+            nats = found.result(timeout=600).nats
+            asked_again = served(second.url) - (len(contexts) - answered)
+    lm.close()
+    assert 0 < answered < len(contexts) - in_flight
+    assert asked_again <= in_flight  # those that were under way; the rest had come before the count, or after it
+    np.testing.assert_allclose(
+        nats, build_causal_lm(str(gemma), dtype="float32").loglikelihood(contexts, ends).nats, atol=2e-3
+    )
 
 
 def test_vllm_in_process_gives_our_numbers(gemma: Path, tmp_path: Path) -> None:

@@ -40,11 +40,12 @@ class VLLMServer(NamedTuple):
 
 
 @contextmanager
-def vllm_server(lm: Path, log: Path, *words: str, dtype: str = "float32") -> Iterator[VLLMServer]:
-    """Serve the LM in a folder until the block ends."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def vllm_server(lm: Path, log: Path, *words: str, dtype: str = "float32", port: int = 0) -> Iterator[VLLMServer]:
+    """Serve the LM in a folder until the block ends; at a free port, or that of a server that is gone."""
+    if not port:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
     command = [PYTHON, "-m", "vllm.entrypoints.openai.api_server", "--model", str(lm), "--dtype", dtype]
     command += ["--max-model-len", "2048", "--enforce-eager", "--port", str(port), *words]
     environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}

@@ -70,6 +70,8 @@ PRESETS: dict[str, Callable[[int], Views]] = {
     # Chen et al. 2020, arXiv 2002.05709, appendix A; and B.9 for CIFAR-10: weaker colours, no blur
     "simclr": lambda size: _twice(lambda: _pipeline(size, (0.08, 1), _colours(1.0), blurred=0.5)),
     "simclr_small": lambda size: _twice(lambda: _pipeline(size, (0.08, 1), _colours(0.5))),
+    # of our own, for small grey pictures in which things stand upright in the middle, such as Fashion-MNIST's
+    "grey_small": lambda size: _twice(lambda: _pipeline(size, (0.3, 1), (0.6, 0.6, 0.0, 0.0), grey=0.0)),
     # Chen et al. 2020, arXiv 2003.04297 (MoCo v2), which DenseCL takes
     "moco_v2": lambda size: _twice(lambda: _pipeline(size, (0.2, 1), (0.4, 0.4, 0.4, 0.1), blurred=0.5)),
     "moco_v2_small": lambda size: _twice(lambda: _pipeline(size, (0.2, 1), (0.4, 0.4, 0.4, 0.1))),
