@@ -1,9 +1,9 @@
-"""The commands of image encoders: `udr pretrain`, `udr probe`, `udr embed`."""
+"""The commands of image encoders: `udr pretrain`, `udr probe`, `udr embed`, `udr export`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import typer
@@ -97,7 +97,25 @@ def embed(
     typer.echo(f"{out}: {written} pictures" + (f"; {unread} could not be read" if unread else ""))
 
 
+def export(
+    folder: Annotated[Path, typer.Argument(metavar="ENCODER_FOLDER", help="An image encoder, as OUT/encoder.")],
+    to: Annotated[Literal["safetensors", "onnx"], typer.Option(help="The form.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where to.")],
+) -> None:
+    """An encoder for other programs: its weights, or a graph that is checked against torch before it is kept."""
+    from embed.export import export_onnx, export_safetensors
+    from training.progress import hush_transformers
+
+    hush_transformers()
+    if to == "onnx":
+        off = export_onnx(folder, out)
+        typer.echo(f"{out}: vectors and regions are torch's, at most {off:.1g} off")
+        return
+    facts = export_safetensors(folder, out)
+    typer.echo(f"{out}: {facts['backbone']} for pictures of {facts['size']} pixels")
+
+
 def add_commands(app: typer.Typer) -> None:
     """Put the commands on the command line."""
-    for command in (pretrain, probe, embed):
+    for command in (pretrain, probe, embed, export):
         app.command()(command)
