@@ -47,7 +47,7 @@ def export_safetensors(folder: Path, out: Path) -> dict[str, str]:
 
 
 def export_onnx(folder: Path, out: Path, threads: int = 1) -> float:
-    """Write an encoder as an ONNX graph, if ONNX Runtime finds the vectors by it that torch does; give how far it is off.
+    """Write an encoder as an ONNX graph, if ONNX Runtime finds torch's vectors by it; give how far they are off.
 
     Its input is `pixels`, its outputs `vectors` (n, d) and `regions` (n, cells, d), row by row, all of length 1.
 
