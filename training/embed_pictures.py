@@ -123,7 +123,7 @@ def open_picture_encoder(address: str) -> Encoder:
     try:
         encoder.encode_queries([picture])
         reads = not isinstance(encoder, BiEncoder)
-    except ValueError:  # of a model of sentence-transformers without pictures
+    except DataError:  # of a model of sentence-transformers without pictures
         reads = False
     if not reads:
         raise ConfigError(f"--encoder {address}: reads texts and no pictures")
