@@ -24,7 +24,9 @@ LEAST = 5  # pictures of a map
 NEIGHBOURS = 30  # that t-SNE looks at of each picture: its perplexity
 NAMED = 20  # labels with a colour and a sign of their own, the commonest
 MARKS = "osD^vP*Xph"
-TILES = 26  # of a side of the map, each with the picture in its middle
+TILES = (8, 26)  # of a side of the map at least and at most, each with the picture nearest to its middle
+TILE = 48  # pixels of a picture
+DOTS = (16.0, 90.0)  # of a point's size, for many and for few
 
 
 def encode_sample(
@@ -82,14 +84,19 @@ def _points(plt: Any, axes: Any, labels: Sequence[str | None], places: NDArray[n
     counts = Counter(label for label in labels if label is not None)
     named = sorted(name for name, _ in counts.most_common(NAMED))
     groups = [(name, np.array([label == name for label in labels])) for name in named]
+    size = float(np.clip(20_000 / len(labels), *DOTS))
     rest = ~np.any([held for _, held in groups], axis=0) if groups else np.ones(len(labels), bool)
     if rest.any():
         others = f"{len(counts) - len(named)} other labels" if counts else "pictures"
-        axes.scatter(*places[rest].T, s=10, color="0.7", label=others)
+        axes.scatter(*places[rest].T, s=size / 2, color="0.7", label=others)
     colours = plt.get_cmap("tab10" if len(named) <= 10 else "tab20")
     for i, (name, held) in enumerate(groups):
-        axes.scatter(*places[held].T, s=16, color=colours(i), marker=MARKS[i % len(MARKS)], linewidths=0, label=name)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.01), ncols=5, markerscale=2, frameon=False)
+        style = {"color": colours(i), "marker": MARKS[i % len(MARKS)]}
+        axes.scatter(*places[held].T, s=size, linewidths=0, label=name, **style)
+    axes.margins(0.02)
+    axes.legend(
+        loc="upper center", bbox_to_anchor=(0.5, -0.01), ncols=5, markerscale=(DOTS[1] / size) ** 0.5, frameon=False
+    )
     axes.set_title("labels", fontsize="medium")
 
 
@@ -97,15 +104,17 @@ def _pictures(axes: Any, rows: Sequence[Row], places: NDArray[np.float64]) -> No
     """In each tile of the map the picture that lies nearest to its middle."""
     low, high = places.min(0), places.max(0)
     span = np.maximum(high - low, 1e-9)
-    tiles = np.minimum(((places - low) / span * TILES).astype(int), TILES - 1)
+    count = int(np.clip(0.6 * len(rows) ** 0.5, *TILES))
+    at = (places - low) / span * count
+    tiles = np.minimum(at.astype(int), count - 1)
     nearest: dict[tuple[int, int], tuple[float, int]] = {}
     for i, (x, y) in enumerate(tiles.tolist()):
-        off = float((((places[i] - low) / span * TILES - (x + 0.5, y + 0.5)) ** 2).sum())
+        off = float(((at[i] - (x + 0.5, y + 0.5)) ** 2).sum())
         nearest[x, y] = min(nearest.get((x, y), (np.inf, -1)), (off, i))
-    side = span / TILES
+    side = span / count
     for (x, y), (_, i) in nearest.items():
         corner = low + np.array([x, y]) * side
-        pixels = pixels_of(open_picture(rows[i][1], rows[i][0]), 36).transpose(1, 2, 0)
+        pixels = pixels_of(open_picture(rows[i][1], rows[i][0]), TILE).transpose(1, 2, 0)
         axes.imshow(pixels, extent=(corner[0], corner[0] + side[0], corner[1], corner[1] + side[1]), aspect="auto")
     axes.set_xlim(low[0], high[0])
     axes.set_ylim(low[1], high[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -106,6 +107,8 @@ def save_plot(figure: Any, path: Path) -> None:
         ArtifactError: the file cannot be written.
     """
     buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box stands for the letter
+        figure.savefig(buffer, format="png", dpi=120)
     open_pyplot().close(figure)
     write_atomically(path, buffer.getvalue())
