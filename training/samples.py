@@ -26,16 +26,18 @@ def draw_samples(method: CIM, pixels: NDArray[np.uint8], seed: int, out: Path) -
         ArtifactError: the file cannot be written.
         MissingDependencyError: matplotlib is not installed.
     """
-    titles = ["original", "masked", "corrupted"]
+    titles = ["original", "as tokens", "masked", "corrupted"]
     titles += ["restored"] if method.objective == "restore" else ["replaced", "detected"]
     draw_rows(
-        corrupted_rows(method, pixels[:SHOWN], seed), titles, out, f"CIM on held-out pictures, {method.draw} tokens"
+        corrupted_rows(method, pixels[:SHOWN], seed), titles, out, f"CIM on held-out pictures; tokens: {method.draw}"
     )
 
 
 @torch.no_grad()
 def corrupted_rows(method: CIM, pixels: NDArray[np.uint8], seed: int) -> list[list[NDArray[np.uint8]]]:
-    """Of each picture (3, s, s) a row: it, its masked cells in grey, corrupted, and restored or detected.
+    """Of each picture (3, s, s) a row: it, by its tokens, its masked cells in grey, corrupted, restored or detected.
+
+    By its own tokens a picture shows what the tokenizer loses, which no sampling is to blame for.
 
     What is restored are pixels less their window's mean, over its deviation. Both are taken from the corrupted picture,
     so that nothing of the original is seen in the restored one. To detect, the row ends with the tokens that were
@@ -57,7 +59,7 @@ def corrupted_rows(method: CIM, pixels: NDArray[np.uint8], seed: int) -> list[li
         cells = ((sampled != golden).float(), method.detected(found).sigmoid())
         ends = [_wide(c, method.side, size).expand_as(view) for c in cells]
     method.train(was_training)
-    columns = [_pixels(column) for column in (view, hidden, corrupted, *ends)]
+    columns = [_pixels(column) for column in (view, method.tokenizer.pictures(golden), hidden, corrupted, *ends)]
     return [list(row) for row in zip(*columns, strict=True)]
 
 

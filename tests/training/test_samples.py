@@ -32,13 +32,16 @@ def test_restored_pictures_are_the_heads_pixels_put_back_by_the_corrupted_ones_w
     rows = corrupted_rows(own, pixels, seed=3)
     assert own.training
     assert torch.get_rng_state().equal(state)  # whoever draws them leaves training as it would have been
-    for before, (original, masked, corrupted, restored) in zip(pixels, rows, strict=True):
+    for before, (original, tokens, masked, corrupted, restored) in zip(pixels, rows, strict=True):
         np.testing.assert_array_equal(original, before)
         grey = (masked == 128).all(0)
         assert 0.45 < grey.mean() < 0.7
         np.testing.assert_array_equal(masked[:, ~grey], original[:, ~grey])
         assert corrupted.shape == restored.shape == (3, 16, 16)
-        assert not np.array_equal(corrupted, original)
+        assert not np.array_equal(corrupted, tokens)
+        view = torch.from_numpy(before)[None].float() / 255
+        by_hand = own.tokenizer.pictures(own.tokenizer.tokens(view))[0].numpy() * 255
+        assert np.abs(by_hand - tokens).max() <= 0.51
     again = corrupted_rows(own, pixels, seed=3)
     assert all(np.array_equal(a, b) for x, y in zip(rows, again, strict=True) for a, b in zip(x, y, strict=True))
 
@@ -50,7 +53,7 @@ def test_restored_pictures_are_the_heads_pixels_put_back_by_the_corrupted_ones_w
             return torch.nn.functional.pixel_unshuffle(normalised_pixels(pictures, own.window), own.pixels)
 
     own.backbone, own.head = cast(Any, Knowing()), torch.nn.Identity()
-    for _, _, corrupted, restored in corrupted_rows(own, pixels, seed=3):
+    for _, _, _, corrupted, restored in corrupted_rows(own, pixels, seed=3):
         assert np.abs(corrupted.astype(int) - restored).max() <= 1
 
 
@@ -58,13 +61,13 @@ def test_detection_shows_what_was_replaced_and_how_likely_it_seems(tmp_path: Pat
     own = method(tmp_path, objective="detect")
     torch.nn.init.zeros_(own.head.weight)
     torch.nn.init.constant_(cast(Any, own.head.bias), float(np.log(3)))
-    for _, masked, _, replaced, detected in corrupted_rows(own, scenes(4).pixels, seed=3):
+    for _, _, masked, _, replaced, detected in corrupted_rows(own, scenes(4).pixels, seed=3):
         assert set(np.unique(replaced)) <= {0, 255}
         assert (masked == 128).all(0)[replaced[0] > 0].all()  # only masked cells can have been
         np.testing.assert_array_equal(detected, np.full((3, 16, 16), 191))  # the sigmoid of log 3 is three quarters
 
 
-@pytest.mark.parametrize(("objective", "columns"), [("restore", 4), ("detect", 5)])
+@pytest.mark.parametrize(("objective", "columns"), [("restore", 5), ("detect", 6)])
 def test_samples_are_a_sheet_of_a_few_rows(tmp_path: Path, objective: str, columns: int) -> None:
     draw_samples(method(tmp_path, objective=objective), scenes(20).pixels, 0, tmp_path / "samples.png")
     with Image.open(tmp_path / "samples.png") as sheet:
