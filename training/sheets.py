@@ -84,7 +84,9 @@ def draw_rows(pictures: Sequence[Sequence[NDArray[np.uint8]]], titles: Sequence[
         _write(draw, (GAP + j * step, GAP + LINE + GAP // 2), _fitted(name, SIDE), PALE)
     for i, row in enumerate(pictures):
         for j, pixels in enumerate(row):
-            sheet.paste(_scaled(Image.fromarray(pixels.transpose(1, 2, 0))), (GAP + j * step, top + i * step))
+            x, y = GAP + j * step, top + i * step
+            draw.rectangle((x - 1, y - 1, x + SIDE, y + SIDE), outline=NEUTRAL)
+            sheet.paste(_scaled(Image.fromarray(pixels.transpose(1, 2, 0))), (x, y))
     _save(sheet, out)
 
 
