@@ -69,14 +69,13 @@ class _LastHiddenState(nn.Module):
 class _Tokens(nn.Module):
     """A vision transformer by its patches, laid out as the grid that they are."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, side: int) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.side = model, side
 
     def forward(self, pixels: Tensor) -> Tensor:
         tokens: Tensor = self.model(pixels).last_hidden_state[:, 1:]  # without [CLS]
-        side = round(tokens.shape[1] ** 0.5)
-        return tokens.transpose(1, 2).reshape(len(tokens), -1, side, side)
+        return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, self.side, self.side)
 
 
 def _resnet(depths: Sequence[int], layer: str, widths: Sequence[int], small: bool) -> tuple[nn.Module, int]:
@@ -108,7 +107,7 @@ def _vit(size: int, patch: int, dim: int, layers: int, heads: int) -> tuple[nn.M
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
     )
-    return _Tokens(ViTModel(config, add_pooling_layer=False)), dim
+    return _Tokens(ViTModel(config, add_pooling_layer=False), size // patch), dim
 
 
 def _convnext(patch: int, depths: Sequence[int], widths: Sequence[int]) -> tuple[nn.Module, int]:

@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from embed.image import AT_ONCE, encode_pictures, picture_of
-from embed.media import open_picture
+from embed.image import AT_ONCE, encode_pictures
 from udr.artifacts import fingerprint_files
 from udr.devices import choose_device
-from udr.errors import ConfigError
+from udr.errors import ConfigError, DataError
 from udr.types import Demonstration, FloatArray, Query
 
 __all__ = ["SentenceTransformerEncoder", "VisionModelEncoder", "load_sentence_transformer", "load_vision_model"]
@@ -69,14 +68,29 @@ class SentenceTransformerEncoder:
         """Vectors of length 1 of queries, float32 (n, d).
 
         Raises:
-            DataError: a picture that cannot be opened.
+            DataError: a picture that cannot be opened, or any where the model reads texts alone.
         """
-        inputs = [open_picture(picture_of(q), q.id) if q.media else q.input for q in queries]
-        if not inputs:
-            return np.empty((0, self.dim), np.float32)
+        vectors = np.empty((len(queries), self.dim), np.float32)
+        shown = [i for i, q in enumerate(queries) if q.media]
+        told = [i for i, q in enumerate(queries) if not q.media]
+        if shown:  # in calls of their own: a model takes pictures or texts, and opened pictures are large
+            vectors[shown] = encode_pictures([queries[i] for i in shown], self.dim, self._encode_pictures)
+        if told:
+            vectors[told] = self._encode([queries[i].input for i in told])
+        return vectors
+
+    def _encode(self, inputs: Sequence[Any]) -> FloatArray:
         encode = self.model.encode
-        vectors: FloatArray = encode(inputs, batch_size=AT_ONCE, normalize_embeddings=True, show_progress_bar=False)
+        vectors: FloatArray = encode(
+            list(inputs), batch_size=AT_ONCE, normalize_embeddings=True, show_progress_bar=False
+        )
         return vectors.astype(np.float32)
+
+    def _encode_pictures(self, pictures: Sequence[Image.Image]) -> FloatArray:
+        try:
+            return self._encode(pictures)
+        except ValueError:
+            raise DataError("this model reads no pictures") from None
 
     def encode_demonstrations(self, demonstrations: Sequence[Demonstration], instruction: str = "") -> FloatArray:
         """Vectors of length 1 of demonstrations' inputs, float32 (m, d)."""

@@ -192,23 +192,19 @@ def evaluate(config: ConfigFile, overrides: Overrides = None, scorers: Scorers =
 @app.command()
 def runs(
     folder: Annotated[Path, typer.Argument(help="A run folder, or a folder of them.")] = Path("runs"),
-    page: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write the newest run as a page.")] = None,
+    page: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write the newest as a page.")] = None,
     as_json: Json = False,
 ) -> None:
-    """What run folders hold: how far they are, LM scores, losses, averages; --page shows one with its plots."""
+    """What folders of runs and pre-trainings hold: how far, losses, scores; --page shows the newest with its plots."""
     from training.run_page import run_page
-    from training.runs import find_runs, read_run
+    from training.runs import read_runs
     from udr.artifacts import write_atomically
 
-    found = [read_run(path) for path in find_runs(folder)]
+    found = read_runs(folder)
     if page is not None:
         write_atomically(page, run_page(found[0]).encode())
         _tell(f"{page}: {found[0].folder}")
-    lines = []
-    for one in found:
-        averages = {m: rows["average"] for m, rows in one.tables.get("table", {"scores": {}})["scores"].items()}
-        told = "  ".join(f"{m} {value:.1f}" for m, value in averages.items())
-        lines.append(f"{one.folder}  {len(one.settings.tasks)} tasks  {one.stage}  {told}".rstrip())
+    lines = [f"{one.folder}  {one.summary}" for one in found]
     print_result([one.as_json() for one in found], as_json, "\n".join(lines))
 
 

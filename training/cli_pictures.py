@@ -1,9 +1,10 @@
-"""The commands of image encoders: `udr pretrain`, `udr probe`, `udr embed`."""
+"""The commands of image encoders: `udr pretrain`, `udr probe`, `udr embed`, `udr export`,
+`udr neighbours`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import typer
@@ -97,7 +98,100 @@ def embed(
     typer.echo(f"{out}: {written} pictures" + (f"; {unread} could not be read" if unread else ""))
 
 
+def export(
+    folder: Annotated[Path, typer.Argument(metavar="ENCODER_FOLDER", help="An image encoder, as OUT/encoder.")],
+    to: Annotated[Literal["safetensors", "onnx"], typer.Option(help="The form.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where to.")],
+) -> None:
+    """An encoder for other programs: its weights, or a graph that is checked against torch before it is kept."""
+    from embed.export import export_onnx, export_safetensors
+    from training.progress import hush_transformers
+
+    hush_transformers()
+    if to == "onnx":
+        off = export_onnx(folder, out)
+        typer.echo(f"{out}: vectors and regions are torch's, at most {off:.1g} off")
+        return
+    facts = export_safetensors(folder, out)
+    typer.echo(f"{out}: {facts['backbone']} for pictures of {facts['size']} pixels")
+
+
+def neighbours(
+    queries: Annotated[Path, typer.Argument(metavar="QUERIES", help="A folder, a .parquet, or one picture.")],
+    encoder: EncoderAddress,
+    pool: Annotated[Path, typer.Option(metavar="FOLDER|PARQUET", help="Pictures that are searched.")],
+    out: Annotated[Path, typer.Option(metavar="FILE.png", help="The sheet.")],
+    k: Annotated[int, typer.Option(min=1, max=50, help="Neighbours of each query.")] = 8,
+    show: Annotated[int, typer.Option(min=1, max=200, help="Queries, drawn at random where there are more.")] = 8,
+    seed: Annotated[int, typer.Option(help="Of that draw.")] = 0,
+    split: Annotated[str | None, typer.Option(help="Split of QUERIES, where they are a table.")] = None,
+    pool_split: Annotated[str | None, typer.Option(help="Split of the pool, where it is a table.")] = None,
+    region: Annotated[
+        str | None, typer.Option(metavar="X0,Y0,X1,Y1", help="Search by this part of each query, in its pixels.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """A sheet of queries beside their nearest pictures, labels marked right or wrong; --region searches by a part."""
+    from embed.image import ImageEncoder
+    from training.embed_pictures import open_picture_encoder
+    from training.neighbours import nearest, nearest_regions, parse_region, sample_rows
+    from training.progress import hush_transformers, reporting
+    from training.sheets import check_png, draw_answers
+    from udr.errors import ConfigError
+
+    hush_transformers()
+    check_png(out)
+    box = None if region is None else parse_region(region)
+    rows, opened = sample_rows(queries, split, show, seed), open_picture_encoder(encoder)
+    with reporting(console) as report:
+        if box is None:
+            answers = nearest(rows, pool, pool_split, opened, k, report(f"encoding {pool.name}"))
+        elif isinstance(opened, ImageEncoder):
+            answers = nearest_regions(rows, box, pool, pool_split, opened, k, report(f"encoding {pool.name}"))
+        else:
+            raise ConfigError("--region: encoders of ours alone have regions, artifact:FOLDER")
+    draw_answers(answers, out, f"{encoder}: the nearest of {pool.name}")
+    found = [near for answer in answers for near in answer.neighbours]
+    judged = [near for near in found if near.right is not None]
+    lines = [f"{out}: {len(answers)} queries, {len(found)} neighbours"]
+    if judged:
+        lines[0] += f"; {sum(near.right is True for near in judged)} of {len(judged)} have the query's label"
+    for answer in answers:
+        lines.append(f"# {answer.row[0]}  {answer.row[2] or ''}".rstrip())
+        for rank, near in enumerate(answer.neighbours, 1):
+            sign = {True: "right", False: "wrong", None: ""}[near.right]
+            lines.append(f"{rank:3d}  {near.similarity:7.4f}  {sign:5}  {near.row[2] or '':12}  {near.row[0]}".rstrip())
+    print_result([answer.as_json() for answer in answers], as_json, "\n".join(lines))
+
+
+def pool_map(
+    pool: Annotated[Path, typer.Argument(metavar="FOLDER|PARQUET", help="Pictures, with labels or without.")],
+    encoder: EncoderAddress,
+    out: Annotated[Path, typer.Option(metavar="FILE.png", help="The map.")],
+    split: Split = None,
+    show: Annotated[
+        int, typer.Option(min=5, max=20_000, help="Pictures, drawn at random where there are more.")
+    ] = 2000,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of that draw and of the map.")] = 0,
+) -> None:
+    """A map of a pool (t-SNE): what the encoder finds alike lies close together, as points by label and as pictures."""
+    from training.embed_pictures import open_picture_encoder
+    from training.maps import draw_map, encode_sample, plane
+    from training.neighbours import sample_rows
+    from training.progress import hush_transformers, reporting
+    from training.sheets import check_png
+
+    hush_transformers()
+    check_png(out)
+    rows, opened = sample_rows(pool, split, show, seed), open_picture_encoder(encoder)
+    with reporting(console) as report:
+        rows, vectors = encode_sample(rows, opened, report(f"encoding {pool.name}"))
+    draw_map(rows, plane(vectors, seed), out, f"{encoder}: {len(rows)} pictures of {pool.name}; near is alike")
+    typer.echo(f"{out}: {len(rows)} pictures")
+
+
 def add_commands(app: typer.Typer) -> None:
     """Put the commands on the command line."""
-    for command in (pretrain, probe, embed):
+    for command in (pretrain, probe, embed, export, neighbours):
         app.command()(command)
+    app.command("map")(pool_map)

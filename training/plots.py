@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -14,10 +15,15 @@ from udr.errors import MissingDependencyError
 from udr.evaluation import EvaluationTable
 from udr.train import Step
 
-__all__ = ["plot_losses", "plot_metrics", "plot_table"]
+__all__ = ["open_pyplot", "plot_losses", "plot_metrics", "plot_table", "save_plot"]
 
 
-def _pyplot() -> Any:
+def open_pyplot() -> Any:
+    """matplotlib's pyplot, without a display.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
     try:
         import matplotlib
     except ImportError:
@@ -30,7 +36,7 @@ def _pyplot() -> Any:
 
 def plot_table(table: EvaluationTable, path: Path) -> None:
     """Bars by task and method, with 95 % intervals; the average stands last."""
-    plt = _pyplot()
+    plt = open_pyplot()
     rows = [*table.tasks, "average"]
     width = 0.8 / len(table.methods)
     figure, axes = plt.subplots(figsize=(max(6.0, 1.0 + 0.9 * len(rows)), 4.5), layout="constrained")
@@ -48,12 +54,12 @@ def plot_table(table: EvaluationTable, path: Path) -> None:
     axes.set_xticks(np.arange(len(rows)) + 0.4 - width / 2, rows, rotation=35, ha="right")
     axes.set_ylabel("score (0–100)")
     axes.legend(ncols=len(table.methods), fontsize="small", loc="upper center", bbox_to_anchor=(0.5, 1.12))
-    _save(figure, path)
+    save_plot(figure, path)
 
 
 def plot_losses(steps: Sequence[Step], path: Path) -> None:
     """The running mean loss of all steps, and of each task's own."""
-    plt = _pyplot()
+    plt = open_pyplot()
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
 
     def draw(at: np.ndarray, losses: np.ndarray, label: str, **style: Any) -> None:
@@ -71,12 +77,12 @@ def plot_losses(steps: Sequence[Step], path: Path) -> None:
     axes.set_xlabel("step")
     axes.set_ylabel("loss, mean of a tenth")
     figure.legend(loc="outside right upper", fontsize="small")
-    _save(figure, path)
+    save_plot(figure, path)
 
 
 def plot_metrics(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Losses of a pre-training by step, and under them what the online probe said."""
-    plt = _pyplot()
+    plt = open_pyplot()
     figure, (above, below) = plt.subplots(2, 1, figsize=(8, 6), sharex=True, layout="constrained")
     known = {"step", "lr", "pictures_per_s", "knn", "spread"}
     for name in dict.fromkeys(key for line in lines for key in line if key not in known):
@@ -86,15 +92,23 @@ def plot_metrics(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
         if own := [(line["step"], line[name]) for line in lines if name in line]:
             below.plot(*zip(*own, strict=True), marker="o", label=name)
     above.set_ylabel("loss")
-    below.set_ylabel("online probe, 0 to 1")
+    below.set_ylabel("online probe")
+    below.set_ylim(0, max(1.0, below.get_ylim()[1]))
     below.set_xlabel("step")
     for axes in (above, below):
         axes.legend(fontsize="small")
-    _save(figure, path)
+    save_plot(figure, path)
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_plot(figure: Any, path: Path) -> None:
+    """Write a figure as PNG and close it.
+
+    Raises:
+        ArtifactError: the file cannot be written.
+    """
     buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    _pyplot().close(figure)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box stands for the letter
+        figure.savefig(buffer, format="png", dpi=120)
+    open_pyplot().close(figure)
     write_atomically(path, buffer.getvalue())

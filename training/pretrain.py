@@ -6,6 +6,7 @@
     OUT/pictures/          the pictures as one array
     OUT/tokenizer.pt       CIM's, once it is trained
     OUT/metrics.jsonl      losses and the online probe, drawn in OUT/metrics.png
+    OUT/samples.png        CIM's: held-out pictures, corrupted and restored
     OUT/encoder/           the finished encoder
 """
 
@@ -34,6 +35,7 @@ from training.pictures import Pictures, prepare_pictures
 from training.plots import plot_metrics
 from training.pretrain_settings import LoopSettings, PretrainConfig
 from training.run import Report, silent
+from training.samples import draw_samples
 from training.tokenizer import PictureTokenizer
 from udr.artifacts import replacing, write_atomically
 from udr.config import load_config
@@ -108,8 +110,10 @@ def pretrain(config: PretrainConfig, device: str = "auto", report: Report = sile
         method = build_method(config, train_tokenizer(config, pictures, device, report))
     progress = report(f"{config.method} on {len(pictures)} pictures")
     lines = fit(cast(nn.Module, method), pictures, config.loop, config.out, config.seed, probe, device, progress)
-    with suppress(MissingDependencyError):  # the picture is worth no extra
+    with suppress(MissingDependencyError):  # pictures are worth no extra
         plot_metrics(lines, config.out / "metrics.png")
+        if isinstance(method, CIM):
+            draw_samples(method, probe.queries.pixels, config.seed, config.out / "samples.png")
     facts: dict[str, Any] = {"method": config.method, "pictures": len(pictures), "seed": config.seed}
     save_backbone(method.backbone, folder, facts | {k: v for k, v in lines[-1].items() if k in ("knn", "spread")})
     (config.out / "checkpoint").unlink(missing_ok=True)

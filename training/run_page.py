@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from html import escape
 
+from training.pretrain_runs import PretrainState
 from training.runs import RoundState, RunState, Scores
 
 __all__ = ["run_page"]
@@ -27,27 +28,34 @@ pre { overflow-x: auto; }
 _WIDTH, _HEIGHT = 120, 24  # pixels of a histogram
 
 
-def run_page(run: RunState) -> str:
-    """The page of a run: its rounds, the distribution of LM scores, losses, tables and plots."""
+def run_page(run: RunState | PretrainState) -> str:
+    """The page of a run: its rounds, the distribution of LM scores, losses, tables and plots; or of a pre-training."""
     return "".join(_parts(run))
 
 
-def _parts(run: RunState) -> Iterator[str]:
+def _parts(run: RunState | PretrainState) -> Iterator[str]:
     title = escape(str(run.folder))
     yield f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
     yield f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body><main>'
     when = datetime.fromtimestamp(run.changed, UTC).strftime("%Y-%m-%d %H:%M UTC")
     yield f"<h1>{title}</h1><p>{escape(run.stage)}; last changed {when}</p>"
-    for name, table in run.tables.items():
-        yield f"<h2>Evaluation{'' if name == 'table' else ': ' + escape(name.removeprefix('table-'))}</h2>"
-        yield from _table(table)
-    for one in run.rounds:
-        yield from _round(one)
+    if isinstance(run, RunState):
+        yield from _results(run)
+    else:
+        yield f"<p>{escape(run.summary)}</p>"
     for name, path in run.plots.items():
         picture = base64.b64encode(path.read_bytes()).decode()
         yield f'<h2>{escape(name)}</h2><img alt="{escape(name)}" src="data:image/png;base64,{picture}">'
     yield f"<details><summary>Settings</summary><pre>{escape(run.settings.dump_yaml())}</pre></details>"
     yield "</main></body></html>\n"
+
+
+def _results(run: RunState) -> Iterator[str]:
+    for name, table in run.tables.items():
+        yield f"<h2>Evaluation{'' if name == 'table' else ': ' + escape(name.removeprefix('table-'))}</h2>"
+        yield from _table(table)
+    for one in run.rounds:
+        yield from _round(one)
 
 
 def _table(table: dict[str, object]) -> Iterator[str]:

@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from training.pretrain_runs import PretrainState, find_pretrainings, read_pretraining
 from training.settings import RunConfig
 from udr.artifacts import read_json
 from udr.candidates import read_candidates
 from udr.config import load_config
 from udr.errors import ArtifactError
 
-__all__ = ["RoundState", "RunState", "Scores", "find_runs", "read_run"]
+__all__ = ["RoundState", "RunState", "Scores", "find_runs", "read_run", "read_runs"]
 
 _BINS = 20  # of the histogram of a task's LM scores
 _CURVE = 60  # points of a loss curve
@@ -105,6 +106,13 @@ class RunState:
             return f"{of}: {len(last.scored)} of {tasks} tasks scored"
         return f"{of}: {len(last.proposed)} of {tasks} tasks proposed"
 
+    @property
+    def summary(self) -> str:
+        """How many tasks, how far, and the methods' averages, in a line."""
+        averages = {m: rows["average"] for m, rows in self.tables.get("table", {"scores": {}})["scores"].items()}
+        told = "  ".join(f"{m} {value:.1f}" for m, value in averages.items())
+        return f"{len(self.settings.tasks)} tasks  {self.stage}  {told}".rstrip()
+
     def as_json(self) -> dict[str, Any]:
         """Everything but the pictures."""
         return {
@@ -117,17 +125,23 @@ class RunState:
         }
 
 
-def find_runs(folder: Path) -> list[Path]:
-    """Run folders: this one, or those in it, the last one changed first.
+def read_runs(folder: Path) -> list[RunState | PretrainState]:
+    """Read this folder, or those in it, of runs and of pre-trainings; the last one changed first.
 
     Raises:
-        ArtifactError: there is none.
+        ArtifactError: there is none, or a damaged one.
     """
-    found = [path.parent for path in (folder / "config.yaml", *folder.glob("*/config.yaml")) if path.is_file()]
-    found = [path for path in found if (path / "run.json").is_file()]
+    found: list[RunState | PretrainState] = [read_run(path) for path in find_runs(folder)]
+    found += [read_pretraining(path) for path in find_pretrainings(folder)]
     if not found:
         raise ArtifactError(f"{folder}: no run folder, and none in it; udr run CONFIG out=FOLDER makes one")
-    return sorted(found, key=_changed, reverse=True)
+    return sorted(found, key=lambda one: one.changed, reverse=True)
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """Run folders: this one, or those in it, the last one changed first; perhaps none."""
+    found = [path.parent for path in (folder / "config.yaml", *folder.glob("*/config.yaml")) if path.is_file()]
+    return sorted((path for path in found if (path / "run.json").is_file()), key=_changed, reverse=True)
 
 
 def read_run(folder: Path) -> RunState:

@@ -6,7 +6,6 @@ import io
 import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stdout
-from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -16,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from udr.encoder import PADDED_TOKENS, PADDING, BiEncoder, length_batches
-from udr.errors import ConfigError, MissingDependencyError
+from udr.errors import ConfigError
+from udr.onnx_graph import TOLERANCE, import_onnx, open_graph, write_graph
 from udr.types import Demonstration, FloatArray, Query
 
 __all__ = ["OnnxEncoder"]
 
-_TOLERANCE = 1e-4  # between a number of a hidden state here and in torch; both round in float32
 _INPUTS = ("input_ids", "attention_mask")
 
 
@@ -48,15 +47,14 @@ class OnnxEncoder:
             raise ConfigError(f"ONNX runs float32 encoders, and this one is {encoder.precision}")
         self._encoder = encoder
         self._precision = precision
-        self._threads = threads
         towers = {id(t): t for t in (encoder.query_tower, encoder.demonstration_tower)}
         with TemporaryDirectory(prefix="udr-onnx-") as folder:
             files = {key: _export(tower, Path(folder) / f"{key}.onnx") for key, tower in towers.items()}
-            sessions = {key: self._session(file) for key, file in files.items()}
+            sessions = {key: open_graph(file, threads) for key, file in files.items()}
             for key, tower in towers.items():
                 _check(sessions[key], tower)
             if precision == "int8":
-                sessions = {key: self._session(_quantize(file)) for key, file in files.items()}
+                sessions = {key: open_graph(_quantize(file), threads) for key, file in files.items()}
         self._queries = sessions[id(encoder.query_tower)]
         self._demonstrations = sessions[id(encoder.demonstration_tower)]
 
@@ -98,14 +96,6 @@ class OnnxEncoder:
             vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         return vectors
 
-    def _session(self, file: Path) -> Any:
-        runtime = _import("onnxruntime")
-        options = runtime.SessionOptions()
-        options.intra_op_num_threads = self._threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        return runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-
 
 class _Hidden(nn.Module):
     """A tower with the two inputs and the one output that a graph of it has."""
@@ -120,22 +110,9 @@ class _Hidden(nn.Module):
 
 
 def _export(tower: nn.Module, file: Path) -> Path:
-    _import("onnx")
     example = torch.ones((2, 9), dtype=torch.long)
-    axes = {0: "n", 1: "t"}
     was_training = tower.training
-    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")  # that the exporter is to be replaced; the newer one's graphs are wrong here
-        torch.onnx.export(
-            _Hidden(tower.eval()),
-            (example, example),
-            str(file),
-            input_names=list(_INPUTS),
-            output_names=["hidden"],
-            dynamic_axes=dict.fromkeys((*_INPUTS, "hidden"), axes),
-            opset_version=17,
-            dynamo=False,
-        )
+    write_graph(_Hidden(tower).eval(), dict.fromkeys(_INPUTS, example), ["hidden"], {0: "n", 1: "t"}, file)
     tower.train(was_training)
     return file
 
@@ -153,22 +130,15 @@ def _check(session: Any, tower: nn.Module) -> None:
         (found,) = session.run(None, {"input_ids": tokens, "attention_mask": mask})
         hidden = tower(input_ids=torch.from_numpy(tokens), attention_mask=torch.from_numpy(mask)).last_hidden_state
         off = np.abs(found - hidden.numpy())[mask.astype(bool)].max()
-        if not off <= _TOLERANCE:
+        if not off <= TOLERANCE:
             raise ConfigError(f"the ONNX graph of this encoder is off by {off:.2g}; torch runs it")
     tower.train(was_training)
 
 
 def _quantize(file: Path) -> Path:
-    quantization = _import("onnxruntime.quantization")
+    quantization = import_onnx("onnxruntime.quantization")
     small = file.with_suffix(".int8.onnx")
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         quantization.quantize_dynamic(str(file), str(small), per_channel=True, weight_type=quantization.QuantType.QInt8)
     return small
-
-
-def _import(name: str) -> Any:
-    try:
-        return import_module(name)
-    except ImportError:
-        raise MissingDependencyError(name.partition(".")[0], "serve") from None

@@ -71,6 +71,7 @@ def test_a_method_trains_its_backbone_and_leaves_an_encoder(tmp_path: Path, meth
     with pytest.raises(UnknownNameError):  # what never began keeps nobody from other settings
         pretrain(own.model_copy(update={"backbone": "convv"}), "cpu")
     folder = pretrain(own, "cpu")
+    assert {path.name for path in own.out.glob("*.png")} == {"metrics.png", *(["samples.png"] * (method == "cim"))}
     encoder = load_image_encoder(folder, "cpu")
     torch.manual_seed(own.seed)
     untrained = build_backbone(own.backbone, own.size).state_dict()

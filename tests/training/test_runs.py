@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 from workbench import Bench, Outcome
 
+from training.plots import plot_metrics
+from training.pretrain_runs import read_pretraining
+from training.pretrain_settings import PretrainConfig
 from training.run_page import run_page
 from training.runs import find_runs, read_run
 from udr.candidates import read_candidates
@@ -100,6 +103,35 @@ def test_names_are_words_on_the_page_and_never_its_code(copy: Bench) -> None:
         scores.setdefault("<script>alert(1)</script>", 0.0)
     (odd / "table-<b>.json").write_text(json.dumps(table))
     Reader().feed(run_page(read_run(copy.out)))
+
+
+def test_a_pretraining_is_listed_beside_runs_with_its_curves_on_a_page(
+    udr: Callable[..., Outcome], copy: Bench, tmp_path: Path
+) -> None:
+    folder = copy.out.parent / "pictures"
+    settings = PretrainConfig(out=folder, method="simclr", data=tmp_path / "x")
+    folder.mkdir()
+    (folder / "config.yaml").write_text(settings.dump_yaml())
+    assert read_pretraining(folder).stage == "not begun"
+    lines = [{"step": 0, "loss": 5.0}, {"step": 9, "loss": 4.0, "knn": 0.25, "spread": 0.5}, {"step": 10, "loss": 3.5}]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "metrics.jsonl").write_text(text + '{"step": 1')  # a line that is being written
+    assert read_pretraining(folder).summary == "simclr of conv  step 10  loss 3.500  knn 0.250  spread 0.500"
+    plot_metrics(lines, folder / "metrics.png")
+    (folder / "encoder").mkdir()
+    (folder / "encoder" / "encoder.json").write_text("{}")
+    told = udr("runs", copy.out.parent, "--page", tmp_path / "page.html").out.splitlines()
+    assert told[0] == f"{folder}  simclr of conv  trained  loss 3.500  knn 0.250  spread 0.500"
+    assert told[1].startswith(f"{copy.out}  2 tasks  evaluated")
+    page = (tmp_path / "page.html").read_text()
+    reader = Reader()
+    reader.feed(page)
+    assert (reader.open, len(reader.sources)) == ([], 1)
+    assert "knn 0.250" in page
+    listed = json.loads(udr("runs", folder, "--json").out)
+    assert listed[0]["metrics"] == lines
+    (folder / "metrics.jsonl").write_text("no JSON\n")
+    assert "metrics.jsonl: damaged" in udr("runs", folder).complaint
 
 
 def test_a_folder_without_runs_is_one_line(udr: Callable[..., Outcome], tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["generator_loss", "normalised_pixels", "replaced_loss", "restored_loss"]
+__all__ = ["generator_loss", "normalised_pixels", "replaced_loss", "restored_loss", "window_statistics"]
 
 
 def generator_loss(logits: Tensor, golden: Tensor, masked: Tensor) -> Tensor:
@@ -26,11 +26,17 @@ def normalised_pixels(pictures: Tensor, window: int = 8, eps: float = 1e-6) -> T
 
     Shape: (n, c, h, w) in and out.
     """
+    mean, deviation = window_statistics(pictures, window, eps)
+    return (pictures - mean) / deviation
+
+
+def window_statistics(pictures: Tensor, window: int = 8, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the window about each pixel, both (n, c, h, w)."""
     before, behind = window // 2, (window - 1) // 2
     wide = F.pad(pictures, (before, behind, before, behind), mode="reflect")
     mean = F.avg_pool2d(wide, window, stride=1)
     variance = (F.avg_pool2d(wide**2, window, stride=1) - mean**2).clamp_min(0)
-    return (pictures - mean) / (variance + eps).sqrt()
+    return mean, (variance + eps).sqrt()
 
 
 def restored_loss(restored: Tensor, pictures: Tensor, window: int = 8) -> Tensor:
