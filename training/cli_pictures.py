@@ -27,14 +27,21 @@ def pretrain(
     overrides: Overrides = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
 ) -> None:
-    """Learn an image encoder from unlabelled pictures. Run again to resume."""
+    """Learn an image encoder from unlabelled pictures. Run again to resume.
+
+    Several processes or GPUs share every batch: accelerate launch -m training.cli pretrain CONFIG ...
+    """
+    from training.pretrain import join_processes
     from training.pretrain import pretrain as train
     from training.pretrain_settings import PretrainConfig
     from training.progress import hush_transformers, reporting
-    from training.run import alone_in
+    from training.run import alone_in, silent
 
     hush_transformers()
     settings = load_config(PretrainConfig, config, overrides or ())
+    if not join_processes(device):
+        train(settings, device, silent)
+        return
     with reporting(console) as report, alone_in(settings.out):
         typer.echo(str(train(settings, device, report)))
 
