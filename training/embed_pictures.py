@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import NamedTuple
 from warnings import warn
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
 from embed.media import open_picture, picture_bytes
 from embed.registry import open_encoder
-from training.pictures import Row, batches, picture_rows
+from training.pictures import Row, batches, most_pictures, picture_rows
 from udr.artifacts import replacing
 from udr.encoder import BiEncoder
 from udr.errors import ConfigError, DataError, UDRWarning
 from udr.types import Encoder, FloatArray, Media, Progress, Query
 
-__all__ = ["embed_pictures"]
+__all__ = ["Encoded", "embed_pictures", "encode_rows", "open_picture_encoder", "whole_pictures"]
 
 AT_ONCE = 256  # pictures of a row group
+
+Encode = Callable[[Sequence[Row]], FloatArray]  # (n, …), or DataError where one is no picture
+
+
+class Encoded(NamedTuple):
+    """Some pictures that could be read."""
+
+    numbers: list[int]  # of each, among all that there are
+    rows: list[Row]
+    vectors: FloatArray  # (n, …)
+    seen: int  # until now, those that could not be read included
 
 
 def embed_pictures(
@@ -32,24 +46,44 @@ def embed_pictures(
         DataError: no such source, or nothing in it can be read.
         ConfigError: the encoder reads no pictures.
     """
-    encoder = open_encoder(address)
-    _check_reads_pictures(encoder, address)
+    encoder = open_picture_encoder(address)
     fields = [("name", pa.string()), ("label", pa.string()), ("vector", pa.list_(pa.float32(), encoder.dim))]
     schema = pa.schema(fields, metadata={"encoder": address, "fingerprint": encoder.fingerprint})
-    done = unread = 0
+    done = seen = 0
     with replacing(out) as temporary, pq.ParquetWriter(temporary, schema) as writer:
-        for rows in batches(picture_rows(source, split), AT_ONCE):
-            readable, vectors = _encoded(encoder, rows)
-            unread += len(rows) - len(readable)
-            if readable:
-                columns = [[r[0] for r in readable], [r[2] for r in readable], list(vectors)]
+        rows = picture_rows(source, split)
+        for found in encode_rows(rows, whole_pictures(encoder), progress, most_pictures(source)):
+            if found.rows:
+                columns = [[r[0] for r in found.rows], [r[2] for r in found.rows], list(found.vectors)]
                 writer.write_table(pa.table(dict(zip(schema.names, columns, strict=True)), schema=schema))
-            done += len(readable)
-            if progress:
-                progress(done + unread, 0)
+            done, seen = done + len(found.rows), found.seen
         if not done:
-            raise DataError(f"{source}: none of {unread} pictures can be read")
-    return done, unread
+            raise DataError(f"{source}: none of {seen} pictures can be read")
+    return done, seen - done
+
+
+def encode_rows(
+    rows: Iterable[Row], encode: Encode, progress: Progress | None = None, most: int = 0
+) -> Iterator[Encoded]:
+    """Groups of pictures with their vectors; what cannot be read is left out with a warning.
+
+    Args:
+        rows: taken as they come.
+        encode: what makes the vectors.
+        progress: told after each group, with `most` as the number of rows that there may be.
+    """
+    seen = 0
+    for group in batches(rows, AT_ONCE):
+        places, readable, vectors = _encoded(group, encode)
+        yield Encoded([seen + i for i in places], readable, vectors, seen + len(group))
+        seen += len(group)
+        if progress:
+            progress(seen, most)
+
+
+def whole_pictures(encoder: Encoder) -> Encode:
+    """What encodes rows by an encoder, a vector each."""
+    return lambda rows: encoder.encode_queries([_query(row) for row in rows])
 
 
 def _query(row: Row) -> Query:
@@ -57,13 +91,14 @@ def _query(row: Row) -> Query:
     return Query(name, "", media=(Media("image", data=picture_bytes(picture, name)),))
 
 
-def _encoded(encoder: Encoder, rows: list[Row]) -> tuple[list[Row], FloatArray]:
-    """Those of the rows that are pictures, and their vectors."""
+def _encoded(rows: list[Row], encode: Encode) -> tuple[list[int], list[Row], FloatArray]:
+    """Those of the rows that are pictures, by their places and themselves, and their vectors."""
     try:
-        return rows, encoder.encode_queries([_query(row) for row in rows])
-    except DataError:
-        readable = [row for row in rows if _opens(row)]
-        return readable, encoder.encode_queries([_query(row) for row in readable])
+        return list(range(len(rows))), rows, encode(rows)
+    except DataError:  # nothing is decoded twice while all is well
+        places = [i for i, row in enumerate(rows) if _opens(row)]
+        readable = [rows[i] for i in places]
+        return places, readable, encode(readable) if readable else np.empty((0, 0), np.float32)
 
 
 def _opens(row: Row) -> bool:
@@ -75,8 +110,13 @@ def _opens(row: Row) -> bool:
     return True
 
 
-def _check_reads_pictures(encoder: Encoder, address: str) -> None:
-    """One that reads texts alone would give every picture the vector of no text."""
+def open_picture_encoder(address: str) -> Encoder:
+    """Open an encoder that reads pictures; one that reads texts alone would give each the vector of no text.
+
+    Raises:
+        ConfigError: the encoder reads no pictures.
+    """
+    encoder = open_encoder(address)
     file = BytesIO()
     Image.new("RGB", (32, 32)).save(file, "PNG")
     picture = Query("picture", "", media=(Media("image", data=file.getvalue()),))
@@ -87,3 +127,4 @@ def _check_reads_pictures(encoder: Encoder, address: str) -> None:
         reads = False
     if not reads:
         raise ConfigError(f"--encoder {address}: reads texts and no pictures")
+    return encoder

@@ -20,7 +20,7 @@ from udr.artifacts import read_json, replacing, write_json
 from udr.errors import ArtifactError, DataError
 from udr.types import Progress
 
-__all__ = ["Pictures", "Row", "batches", "picture_rows", "prepare_pictures", "read_pictures"]
+__all__ = ["Pictures", "Row", "batches", "most_pictures", "picture_rows", "prepare_pictures", "read_pictures"]
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
 AT_ONCE = 64  # pictures a process decodes between two tellings
@@ -164,11 +164,17 @@ def _state(source: Path) -> Any:
     return [[str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for p in files] or str(source.resolve())
 
 
-def _most(source: Path) -> int:
-    """Pictures that there may be at most."""
+def most_pictures(source: Path) -> int:
+    """How many there may be at most, over all splits."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    return len(_files(source)) if source.is_dir() else int(pq.read_metadata(source).num_rows)
+    if source.is_dir():
+        return len(_files(source))
+    try:
+        return int(pq.read_metadata(source).num_rows)
+    except (OSError, pa.ArrowException):  # told where it is read
+        return 0
 
 
 def _prepare(
@@ -182,7 +188,7 @@ def _prepare(
     first = next(rows, None)
     if first is None:
         raise DataError(f"{source}: no pictures{f' of split {split}' if split else ''}")
-    most = _most(source)
+    most = most_pictures(source)
     array.parent.mkdir(parents=True, exist_ok=True)
     with replacing(array) as temporary:
         file = np.lib.format.open_memmap(temporary, "w+", np.uint8, (most, 3, size, size))

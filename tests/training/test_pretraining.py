@@ -425,7 +425,7 @@ def test_pictures_go_through_the_commands(tmp_path: Path, udr: Any) -> None:
     assert table.schema.metadata[b"fingerprint"].decode() == load_image_encoder(Path(folder), "cpu").fingerprint
     words = ("--cache", tmp_path / "cache", "--json", "--asked", "train")
     probed = json.loads(udr("probe", own.data, "--encoder", f"artifact:{folder}", *words).out)
-    assert set(probed) == {"pixels", "encoder"}
+    assert set(probed) == {"pixels", "untrained", "encoder"}
     assert 0 < probed["encoder"]["linear"] <= 1
     assert "did you mean" in udr("pretrain", file, "backbone=convv", f"out={tmp_path / 'x'}").complaint
     text = write_encoder(tmp_path / "text", ["words alone"])
