@@ -50,7 +50,9 @@ PROBED = 5000  # pictures of the online probe's bank at most, and a fifth as man
 class Method(Protocol):
     """A way to learn a backbone from pictures alone; a `torch.nn.Module` whose state is all that it needs to go on.
 
-    One with `views`, a `training.augment.Views`, is called with the views of pictures, made ahead of its step.
+    One with `views`, a `training.augment.Views`, is called with the views of pictures, made ahead of its step. One with
+    `shares_batches` may be called in several processes, each with its rows: the mean of their losses is that of the
+    whole batch (see `udr.distributed`).
     """
 
     @property
@@ -59,8 +61,7 @@ class Method(Protocol):
     def __call__(self, pictures: Any, progress: float) -> dict[str, Tensor]:
         """Losses of pictures (n, 3, s, s) from 0 to 1, or of their views, a tuple of the same shape each.
 
-        `loss` is the one to be made less; `progress` goes from 0 to 1. Of several processes each is called with its
-        rows, and the mean of their losses is that of the whole (see `udr.distributed`).
+        `loss` is the one to be made less; `progress` goes from 0 to 1.
         """
         ...
 
@@ -133,7 +134,7 @@ def fit(
     weights become those of one process, but for rounding; only the first one writes.
 
     Raises:
-        ConfigError: fewer pictures than a batch, a batch that processes cannot share, or a device that is not there.
+        ConfigError: fewer pictures than a batch, a batch or method that processes cannot share, or no such device.
         TrainingStopped: a loss that is no number, or features that have become one.
         ArtifactError: the checkpoint is damaged or cannot be written.
     """
@@ -147,7 +148,7 @@ def fit(
     accelerator = _accelerator(where == "cpu")
     method = method.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if processes() > 1:
-        _check_shares(settings)
+        _check_shares(method, settings)
         sync_normalisation(method)
     optimizer = build_optimizer(method, settings)
     trained, optimizer = accelerator.prepare(method, optimizer)
@@ -191,7 +192,11 @@ def _accelerator(cpu: bool) -> Accelerator:
     return Accelerator(cpu=cpu, kwargs_handlers=[wrapped])
 
 
-def _check_shares(settings: LoopSettings) -> None:
+def _check_shares(method: nn.Module, settings: LoopSettings) -> None:
+    if not getattr(method, "shares_batches", False):
+        raise ConfigError(
+            f"{type(method).__name__}: its batches cannot be shared, and this is one of {processes()} processes"
+        )
     if settings.batch // settings.accumulate % processes():
         raise ConfigError(
             f"loop.batch: {settings.batch} pictures in {settings.accumulate} parts are no equal shares of "
@@ -226,9 +231,10 @@ def _parts(
     for start in range(0, settings.batch, share):
         mine = own_rows(share)
         rows = slice(start + mine.start, start + mine.stop)
-        pixels = torch.from_numpy(np.array(pictures.pixels[order[rows]])).to(device)
+        read = torch.from_numpy(np.array(pictures.pixels[order[rows]])).to(device)
         own = [{name: value[rows] for name, value in table.items()} for table in drawn]
-        parts.append(views.see(pixels, own) if isinstance(views, Views) else pixels.float() / 255)
+        whole = read.float() / 255 if read.dtype == torch.uint8 and not drawn else read
+        parts.append(views.see(read, own) if isinstance(views, Views) else whole)
     return parts
 
 

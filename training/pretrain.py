@@ -51,6 +51,8 @@ VIEWS = {"simclr": "simclr_small", "densecl": "moco_v2_small", "mec": "moco_v3_s
 class _TokenizerMethod(nn.Module):
     """The tokenizer's own training in the loop that methods share."""
 
+    shares_batches = True
+
     def __init__(self, tokenizer: PictureTokenizer, backbone: Backbone) -> None:
         super().__init__()
         self.tokenizer, self.backbone = tokenizer, backbone

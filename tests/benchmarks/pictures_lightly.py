@@ -5,13 +5,15 @@
 
 One after another: a process of ours (`training.pretrain`), then one of lightly (`lightly_peer.py`, in its environment:
 pip install torch==2.14.1 torchvision==0.29.1 lightly). Memory is the most that a process and its workers held together,
-what they share counted once (PSS). `probes=no` leaves the probes out, for a short run that only measures speed; run
-that one alone. Results: results/pictures_lightly_NAME.json, with probes=no results/pictures_lightly_speed_NAME.json.
+what they share counted once (PSS); seconds are of whole processes, their start and last features included. `probes=no`
+leaves the probes out, for a short run that only measures speed; run that one alone. Results:
+results/pictures_lightly_NAME.json, with probes=no results/pictures_lightly_speed_NAME.json.
 """
 
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -65,14 +67,16 @@ def memory(pid: int) -> float:
 
 
 def watched(command: list[str]) -> dict[str, float]:
-    began, most = time.perf_counter(), 0.0
+    began, most, before = time.perf_counter(), 0.0, resource.getrusage(resource.RUSAGE_CHILDREN)
     with subprocess.Popen(command) as process:
         while process.poll() is None:
             most = max(most, memory(process.pid))
             time.sleep(0.5)
     if process.returncode:
         raise SystemExit(f"{' '.join(command)}: exit code {process.returncode}")
-    return {"peak_mb": round(most), "seconds": round(time.perf_counter() - began)}
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
+    return {"peak_mb": round(most), "seconds": round(time.perf_counter() - began), "cpu_seconds": round(cpu)}
 
 
 def probed(folder: Path, known: Pictures, asked: Pictures) -> dict[str, float]:

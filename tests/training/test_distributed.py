@@ -57,6 +57,8 @@ def trained(out: Path, place: int = 0) -> None:
 
 
 class _Tokenizer(nn.Module):
+    shares_batches = True
+
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(4)
@@ -70,6 +72,12 @@ class _Tokenizer(nn.Module):
         pass
 
 
+class Alone(_Tokenizer):
+    """A method that says nothing of processes."""
+
+    shares_batches = False
+
+
 def process(place: int, port: int, out: Path) -> None:
     os.environ |= {
         "RANK": str(place),
@@ -80,11 +88,11 @@ def process(place: int, port: int, out: Path) -> None:
         "ACCELERATE_USE_CPU": "true",
     }
     trained(out, place)
-    try:
-        own = config("simclr", batch=18)
-        fit(cast(nn.Module, build_method(own)), scenes(50), own.loop, out / "odd", device="cpu")
-    except ConfigError as error:
-        (out / f"refused.{place}").write_text(str(error))
+    for title, batch, method in (("odd", 18, cast(nn.Module, build_method(config("simclr")))), ("alone", 16, Alone())):
+        try:
+            fit(method, scenes(50), config("simclr", batch=batch).loop, out / title, device="cpu")
+        except ConfigError as error:
+            (out / f"{title}.{place}").write_text(str(error))
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +137,8 @@ def test_the_first_process_alone_writes_and_odd_shares_are_refused(ends: tuple[P
             (one / name / "metrics.jsonl").read_text().splitlines()
         )
     for place in range(2):
-        assert "18 pictures in 2 parts are no equal shares of 2 processes" in (two / f"refused.{place}").read_text()
+        assert "18 pictures in 2 parts are no equal shares of 2 processes" in (two / f"odd.{place}").read_text()
+        assert "Alone: its batches cannot be shared" in (two / f"alone.{place}").read_text()
 
 
 def test_normalisation_over_one_process_is_torch_s(monkeypatch: pytest.MonkeyPatch) -> None:

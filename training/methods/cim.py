@@ -67,6 +67,8 @@ class CIM(nn.Module):
         generator_dim, generator_layers: of the generator.
     """
 
+    shares_batches = True
+
     def __init__(
         self,
         backbone: Backbone,

@@ -51,6 +51,8 @@ class DenseCL(nn.Module):
     dense_queue: Tensor  # (m, d) of their cells' means
     place: Tensor  # of the oldest in both
 
+    shares_batches = True
+
     def __init__(
         self,
         backbone: Backbone,

@@ -47,6 +47,8 @@ class MEC(nn.Module):
         predictor: width of the predictor's middle.
     """
 
+    shares_batches = True
+
     def __init__(
         self,
         backbone: Backbone,

@@ -26,6 +26,8 @@ class SimCLR(nn.Module):
         layers: of the head.
     """
 
+    shares_batches = True
+
     def __init__(
         self,
         backbone: Backbone,
