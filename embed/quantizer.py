@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from udr.distributed import gather
+
 __all__ = ["Quantizer"]
 
 SMOOTHING = 1e-5  # of counts, so that no code is divided by nothing
@@ -42,12 +44,14 @@ class Quantizer(nn.Module):
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Features (n, l, dim) -> codes in their places, with their gradient; tokens (n, l); commitment, a scalar."""
         flat = features.detach().flatten(0, 1).float()
+        if self.training:
+            flat = gather(flat)  # codes follow the features of all processes, and stay the same in each
         if self.training and not self.begun:
             self._begin(flat)
         tokens = self.nearest(features)
         codes = self.codebook[tokens]  # as they were when they were chosen
         if self.training:
-            self._follow(flat, tokens.flatten())
+            self._follow(flat, gather(tokens.flatten()))
         commitment = F.mse_loss(features.float(), codes)
         return features + (codes - features).detach(), tokens, commitment
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-import numpy as np
 import typer
 from rich.console import Console
 
@@ -28,14 +27,21 @@ def pretrain(
     overrides: Overrides = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
 ) -> None:
-    """Learn an image encoder from unlabelled pictures. Run again to resume."""
+    """Learn an image encoder from unlabelled pictures. Run again to resume.
+
+    Several processes or GPUs share every batch: accelerate launch -m training.cli pretrain CONFIG ...
+    """
+    from training.pretrain import join_processes
     from training.pretrain import pretrain as train
     from training.pretrain_settings import PretrainConfig
     from training.progress import hush_transformers, reporting
-    from training.run import alone_in
+    from training.run import alone_in, silent
 
     hush_transformers()
     settings = load_config(PretrainConfig, config, overrides or ())
+    if not join_processes(device):
+        train(settings, device, silent)
+        return
     with reporting(console) as report, alone_in(settings.out):
         typer.echo(str(train(settings, device, report)))
 
@@ -43,43 +49,40 @@ def pretrain(
 def probe(
     data: Annotated[Path, typer.Argument(metavar="FOLDER|PARQUET", help="Labelled pictures.")],
     encoder: EncoderAddress,
+    probes: Annotated[str, typer.Option(help="Which: knn, linear, finetune, dense.")] = "knn,linear",
     split: Annotated[str, typer.Option(help="Split that is known.")] = "train",
     asked: Annotated[str, typer.Option(help="Split that is asked.")] = "test",
     k: Annotated[int, typer.Option(min=1, help="Neighbours.")] = 20,
+    untrained: Annotated[bool | None, typer.Option(help="A row for the same network, untrained.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of subsets, canvases and untrained weights.")] = 0,
     cache: Annotated[Path, typer.Option(help="Folder for the pictures as arrays.")] = Path("runs/pictures"),
     as_json: Json = False,
 ) -> None:
-    """kNN and linear accuracy of a frozen encoder, beside raw pixels."""
-    from embed.image import load_image_encoder
-    from training.pictures import prepare_pictures
-    from training.probes import features, knn_accuracy, linear_accuracy
+    """What an encoder is worth on labelled pictures, beside raw pixels and its untrained network."""
+    from training.probe import PROBES, as_table, probe_encoder
     from training.progress import hush_transformers, reporting
-    from udr.errors import ConfigError
+    from udr.errors import UnknownNameError
 
     hush_transformers()
-    kind, _, name = encoder.partition(":")
-    if kind != "artifact":
-        raise ConfigError("--encoder: probes read encoders of ours, artifact:FOLDER")
-    backbone = load_image_encoder(Path(name)).backbone
+    chosen = [word.strip() for word in probes.split(",")]
+    for word in chosen:
+        if word not in PROBES:
+            raise UnknownNameError("probe", word, PROBES)
+    kinds = [kind for kind in PROBES if kind in chosen]
     with reporting(console) as report:
-        known, queries = (
-            prepare_pictures(data, backbone.size, cache, part, progress=report(f"reading {part}"))
-            for part in (split, asked)
+        rows = probe_encoder(
+            data,
+            encoder,
+            kinds,
+            split=split,
+            asked=asked,
+            k=k,
+            untrained=untrained,
+            seed=seed,
+            cache=cache,
+            report=report,
         )
-    names = {label: i for i, label in enumerate(sorted({*(known.labels or ()), *(queries.labels or ())}))}
-    y, z = (np.array([names[label] for label in part.labels or ()], np.int64) for part in (known, queries))
-    _ = known.classes, queries.classes  # pictures without labels are told here
-    rows = {}
-    flat = [(part.pixels.reshape(len(part), -1) / np.float32(255)).astype(np.float32) for part in (known, queries)]
-    own = [features(backbone, part.pixels) for part in (known, queries)]
-    for title, (bank, asking) in (("pixels", flat), ("encoder", own)):
-        rows[title] = {
-            "knn": round(knn_accuracy(bank, y, asking, z, k), 4),
-            "linear": round(linear_accuracy(bank, y, asking, z), 4),
-        }
-    lines = [f"{'':10} {'kNN':>8} {'linear':>8}"]
-    lines += [f"{title:10} {row['knn']:8.4f} {row['linear']:8.4f}" for title, row in rows.items()]
-    print_result(rows, as_json, "\n".join(lines))
+    print_result(rows, as_json, as_table(rows))
 
 
 def embed(

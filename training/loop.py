@@ -13,6 +13,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,17 +22,21 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from embed.backbones import Backbone
+from training.ahead import ahead, keeping_memory
+from training.augment import Views
 from training.lars import LARS, weight_groups
 from training.pictures import Pictures
 from training.pretrain_settings import LoopSettings
 from training.probes import features, knn_accuracy, spread
 from udr.artifacts import fsync_folder
 from udr.devices import choose_device, fast_dtype
+from udr.distributed import own_rows, processes, sync_normalisation
 from udr.encoder import autocast
 from udr.errors import ArtifactError, ConfigError, TrainingStopped
 from udr.types import Progress
@@ -43,13 +48,21 @@ PROBED = 5000  # pictures of the online probe's bank at most, and a fifth as man
 
 
 class Method(Protocol):
-    """A way to learn a backbone from pictures alone; a `torch.nn.Module` whose state is all that it needs to go on."""
+    """A way to learn a backbone from pictures alone; a `torch.nn.Module` whose state is all that it needs to go on.
+
+    One with `views`, a `training.augment.Views`, is called with the views of pictures, made ahead of its step. One with
+    `shares_batches` may be called in several processes, each with its rows: the mean of their losses is that of the
+    whole batch (see `udr.distributed`).
+    """
 
     @property
     def backbone(self) -> Backbone: ...
 
-    def __call__(self, pictures: Tensor, progress: float) -> dict[str, Tensor]:
-        """Losses of pictures (n, 3, s, s) from 0 to 1, `loss` the one to be made less; `progress` from 0 to 1."""
+    def __call__(self, pictures: Any, progress: float) -> dict[str, Tensor]:
+        """Losses of pictures (n, 3, s, s) from 0 to 1, or of their views, a tuple of the same shape each.
+
+        `loss` is the one to be made less; `progress` goes from 0 to 1.
+        """
         ...
 
     def after_step(self, progress: float) -> None:
@@ -117,10 +130,11 @@ def fit(
     """Train a `Method` in place; give the lines of its metrics, those of an interrupted call included.
 
     Pictures, views and dropout of a step depend on (seed, step) alone, so a run that was killed ends with the same
-    weights as one that was not. On one device: several processes are refused.
+    weights as one that was not. Of several processes (`accelerate launch`) each takes its share of every batch, and the
+    weights become those of one process, but for rounding; only the first one writes.
 
     Raises:
-        ConfigError: fewer pictures than a batch, a device that is not there, or one of several processes.
+        ConfigError: fewer pictures than a batch, a batch or method that processes cannot share, or no such device.
         TrainingStopped: a loss that is no number, or features that have become one.
         ArtifactError: the checkpoint is damaged or cannot be written.
     """
@@ -130,76 +144,123 @@ def fit(
     if where.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"--device {device}: there is no GPU here")
     precision = fast_dtype(where) if settings.precision == "auto" else settings.precision
-    accelerator = Accelerator(cpu=where == "cpu")  # its own mixed precision is one for the whole process
     steps = max(1, round(settings.epochs * (len(pictures) // settings.batch)))
+    accelerator = _accelerator(where == "cpu")
     method = method.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if accelerator.num_processes > 1:
-        raise ConfigError(f"pre-training goes on one device, and this is one of {accelerator.num_processes} processes")
+    if processes() > 1:
+        _check_shares(method, settings)
+        sync_normalisation(method)
     optimizer = build_optimizer(method, settings)
     trained, optimizer = accelerator.prepare(method, optimizer)
     facts = {"pictures": len(pictures), "steps": steps, "seed": seed}
     lines = _restore(out, method, optimizer, accelerator.device, facts)
     first = lines[-1]["step"] + 1 if lines else 0
-    log = _Log(out, lines)
+    accelerator.wait_for_everyone()  # all have read what the first one is about to write
+    log = _Log(out, lines, accelerator.is_main_process)
     method.train()
-    for step in range(first, steps):
-        began = time.perf_counter()
-        torch.manual_seed(seed * 1_000_003 + step)
-        rate = settings.lr * rate_at(step, steps, settings.warmup)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        pixels = _batch(pictures, settings.batch, step, seed)
-        forward = partial(_forward, trained, accelerator.device, precision == "bfloat16", step / steps)
-        told = _step(forward, trained, optimizer, accelerator, pixels, settings)
-        method.after_step((step + 1) / steps)  # type: ignore[operator]
-        _check_losses(told, step)
-        ends_epoch = (step + 1) % (len(pictures) // settings.batch) == 0 or step + 1 == steps
-        if step % TOLD_EVERY == 0 or ends_epoch or (step + 1) % settings.checkpoint_every == 0:
-            speed = settings.batch / (time.perf_counter() - began)
-            line: dict[str, Any] = {"step": step, "lr": rate, **told, "pictures_per_s": round(speed, 1)}
-            if ends_epoch and probe:
-                line |= probe(method.backbone, settings.knn)  # type: ignore[arg-type]
-                _check_spread(line["spread"], settings, step / steps)
-            log.add(line)
-        if (step + 1) % settings.checkpoint_every == 0 and step + 1 < steps:
-            _store(out, method, optimizer, log.lines, facts)
-        if progress:
-            progress(step + 1, steps)
+    make = partial(_parts, pictures, method, settings, accelerator.device, seed)
+    with keeping_memory(), closing(ahead(make, first, steps)) as batches:
+        for step, parts in enumerate(batches, first):
+            torch.manual_seed(seed * 1_000_003 + step)
+            rate = settings.lr * rate_at(step, steps, settings.warmup)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            forward = partial(_forward, trained, accelerator.device, precision == "bfloat16", step / steps)
+            told = _step(forward, trained, optimizer, accelerator, parts, settings)
+            method.after_step((step + 1) / steps)  # type: ignore[operator]
+            _check_losses(told, step)
+            ends_epoch = (step + 1) % (len(pictures) // settings.batch) == 0 or step + 1 == steps
+            stores = (step + 1) % settings.checkpoint_every == 0
+            if step % TOLD_EVERY == 0 or ends_epoch or stores:
+                line: dict[str, Any] = {"step": step, "lr": rate, **told, "pictures_per_s": log.speed(settings, step)}
+                if ends_epoch and probe:
+                    line |= _probed(probe, method, settings, accelerator)
+                    _check_spread(line["spread"], settings, step / steps)
+                log.add(line)
+            if stores and step + 1 < steps and accelerator.is_main_process:
+                _store(out, method, optimizer, log.lines, facts)
+                log.begin(step)
+            if progress and accelerator.is_main_process:
+                progress(step + 1, steps)
     method.eval()
     return log.lines
 
 
-def _batch(pictures: Pictures, batch: int, step: int, seed: int) -> NDArray[np.uint8]:
-    a_epoch = len(pictures) // batch
-    epoch, place = divmod(step, a_epoch)
-    rows = np.sort(order_of(epoch, len(pictures), seed)[place * batch : (place + 1) * batch])  # sorted: read in order
-    return np.asarray(pictures.pixels[rows])
+def _accelerator(cpu: bool) -> Accelerator:
+    """Without mixed precision of its own, which is one for the whole process; networks may have weights without use."""
+    wrapped = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True)
+    return Accelerator(cpu=cpu, kwargs_handlers=[wrapped])
 
 
-def _forward(
-    trained: nn.Module, device: torch.device, mixed: bool, progress: float, pixels: Tensor
-) -> dict[str, Tensor]:
+def _check_shares(method: nn.Module, settings: LoopSettings) -> None:
+    if not getattr(method, "shares_batches", False):
+        raise ConfigError(
+            f"{type(method).__name__}: its batches cannot be shared, and this is one of {processes()} processes"
+        )
+    if settings.batch // settings.accumulate % processes():
+        raise ConfigError(
+            f"loop.batch: {settings.batch} pictures in {settings.accumulate} parts are no equal shares of "
+            f"{processes()} processes"
+        )
+
+
+def _probed(probe: Probe, method: nn.Module, settings: LoopSettings, accelerator: Accelerator) -> dict[str, float]:
+    """What the first process finds, in all of them."""
+    found: list[Any] = [None]
+    if accelerator.is_main_process:
+        found = [probe(method.backbone, settings.knn)]  # type: ignore[arg-type]
+    answer: dict[str, float] = broadcast_object_list(found)[0]
+    return answer
+
+
+def _parts(
+    pictures: Pictures, method: nn.Module, settings: LoopSettings, device: torch.device, seed: int, step: int
+) -> list[Any]:
+    """The parts of a step's batch, of this process's rows: views where the method has some, else pixels from 0 to 1.
+
+    Views are drawn for the whole batch, by numbers of (seed, step) alone, so they are the same however it is shared.
+    """
+    epoch, place = divmod(step, len(pictures) // settings.batch)
+    order = order_of(epoch, len(pictures), seed)[place * settings.batch : (place + 1) * settings.batch]
+    order = np.sort(order)  # read in order
+    views = getattr(method, "views", None)
+    generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, step, 1]).generate_state(1)[0]))
+    drawn = views.draw(settings.batch, generator) if isinstance(views, Views) else []
+    share = settings.batch // settings.accumulate
+    parts: list[Any] = []
+    for start in range(0, settings.batch, share):
+        mine = own_rows(share)
+        rows = slice(start + mine.start, start + mine.stop)
+        read = torch.from_numpy(np.array(pictures.pixels[order[rows]])).to(device)
+        own = [{name: value[rows] for name, value in table.items()} for table in drawn]
+        whole = read.float() / 255 if read.dtype == torch.uint8 and not drawn else read
+        parts.append(views.see(read, own) if isinstance(views, Views) else whole)
+    return parts
+
+
+def _forward(trained: nn.Module, device: torch.device, mixed: bool, progress: float, part: Any) -> dict[str, Tensor]:
     with autocast(device, mixed):
-        losses: dict[str, Tensor] = trained(pixels.to(device).float() / 255, progress)
+        losses: dict[str, Tensor] = trained(part, progress)
         return losses
 
 
 def _step(
-    forward: Callable[[Tensor], dict[str, Tensor]],
+    forward: Callable[[Any], dict[str, Tensor]],
     trained: nn.Module,
     optimizer: Any,
     accelerator: Accelerator,
-    pixels: NDArray[np.uint8],
+    parts: list[Any],
     settings: LoopSettings,
 ) -> dict[str, float]:
-    """One step over a batch, in parts where it is accumulated; give its losses."""
-    parts = np.array_split(pixels, settings.accumulate)
-    told: dict[str, float] = {}
+    """One step over a batch, in parts where it is accumulated; give its losses, those of all processes."""
+    summed: dict[str, Tensor] = {}
     for part in parts:
-        losses = forward(torch.from_numpy(part))
+        losses = forward(part)
         accelerator.backward(losses["loss"] / len(parts))
         for name, value in losses.items():
-            told[name] = told.get(name, 0.0) + float(value.detach()) / len(parts)
+            summed[name] = summed.get(name, 0.0) + value.detach().float() / len(parts)
+    values = accelerator.reduce(torch.stack(list(summed.values())), "mean").tolist()
+    told: dict[str, float] = dict(zip(summed, values, strict=True))
     if settings.clip:
         accelerator.clip_grad_norm_(trained.parameters(), settings.clip)
     optimizer.step()
@@ -226,16 +287,28 @@ def _check_spread(found: float, settings: LoopSettings, progress: float) -> None
 class _Log:
     """Metrics in memory and as lines of a file, which holds those of the steps that count and no others."""
 
-    def __init__(self, out: Path, lines: list[dict[str, Any]]) -> None:
+    def __init__(self, out: Path, lines: list[dict[str, Any]], writes: bool) -> None:
         self.lines = list(lines)
-        self._path = out / "metrics.jsonl"
-        out.mkdir(parents=True, exist_ok=True)
-        self._path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        self._path, self._writes = out / "metrics.jsonl", writes
+        if writes:
+            out.mkdir(parents=True, exist_ok=True)
+            self._path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        self.begin(lines[-1]["step"] if lines else -1)
+
+    def begin(self, step: int) -> None:
+        """Time counts from here, after a step."""
+        self._told, self._since = step, time.perf_counter()
+
+    def speed(self, settings: LoopSettings, step: int) -> float:
+        """Pictures a second since the last line, the time of probes and checkpoints left out."""
+        return round((step - self._told) * settings.batch / (time.perf_counter() - self._since), 1)
 
     def add(self, line: dict[str, Any]) -> None:
         self.lines.append(line)
-        with self._path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        if self._writes:
+            with self._path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        self.begin(line["step"])
 
 
 def _store(out: Path, method: nn.Module, optimizer: Any, lines: list[dict[str, Any]], facts: dict[str, int]) -> None:

@@ -21,6 +21,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from torch import Tensor, nn
 
 from embed.backbones import Backbone, build_backbone
@@ -39,9 +40,11 @@ from training.samples import draw_samples
 from training.tokenizer import PictureTokenizer
 from udr.artifacts import replacing, write_atomically
 from udr.config import load_config
+from udr.devices import choose_device
+from udr.distributed import place
 from udr.errors import ArtifactError, ConfigError, MissingDependencyError
 
-__all__ = ["build_method", "pretrain", "train_tokenizer"]
+__all__ = ["build_method", "join_processes", "pretrain", "train_tokenizer"]
 
 
 VIEWS = {"simclr": "simclr_small", "densecl": "moco_v2_small", "mec": "moco_v3_small", "cim": "beit_small"}
@@ -49,6 +52,8 @@ VIEWS = {"simclr": "simclr_small", "densecl": "moco_v2_small", "mec": "moco_v3_s
 
 class _TokenizerMethod(nn.Module):
     """The tokenizer's own training in the loop that methods share."""
+
+    shares_batches = True
 
     def __init__(self, tokenizer: PictureTokenizer, backbone: Backbone) -> None:
         super().__init__()
@@ -88,35 +93,48 @@ def build_method(config: PretrainConfig, tokenizer: PictureTokenizer | None = No
     return CIM(backbone, views, tokenizer, **config.cim.model_dump(exclude={"codes", "tokenizer_epochs"}))
 
 
+def join_processes(device: str = "auto") -> bool:
+    """Meet the other processes of `accelerate launch`; True in the one that writes and reports."""
+    return bool(PartialState(cpu=choose_device(device) == "cpu").is_main_process)
+
+
 def pretrain(config: PretrainConfig, device: str = "auto", report: Report = silent) -> Path:
     """Train, and save the encoder; a finished one is left as it is, and a killed run goes on.
+
+    Started by `accelerate launch`, the processes share every batch, and the first one writes.
 
     Raises:
         ConfigError: the folder was begun with other settings.
         DataError: no pictures.
         TrainingStopped: training diverged or collapsed.
     """
+    first, everyone = join_processes(device), PartialState()
     folder = config.out / "encoder"
     finished = (folder / "encoder.json").is_file()
-    _hold(config, finished)
+    if first:
+        _hold(config, finished)
+    everyone.wait_for_everyone()
     if finished:
         return folder
     # what cannot be built is told before pictures are read and a tokenizer is trained
     method = build_method(config, PictureTokenizer(config.cim.codes))
-    pictures, probe = _pictures(config, report)
+    with everyone.main_process_first():  # the others read what it has prepared
+        pictures, probe = _pictures(config, report)
     if len(pictures) < config.loop.batch:
         raise ConfigError(f"loop.batch: {config.loop.batch} pictures in a step, and there are {len(pictures)}")
     if config.method == "cim":
         method = build_method(config, train_tokenizer(config, pictures, device, report))
     progress = report(f"{config.method} on {len(pictures)} pictures")
     lines = fit(cast(nn.Module, method), pictures, config.loop, config.out, config.seed, probe, device, progress)
-    with suppress(MissingDependencyError):  # pictures are worth no extra
-        plot_metrics(lines, config.out / "metrics.png")
-        if isinstance(method, CIM):
-            draw_samples(method, probe.queries.pixels, config.seed, config.out / "samples.png")
-    facts: dict[str, Any] = {"method": config.method, "pictures": len(pictures), "seed": config.seed}
-    save_backbone(method.backbone, folder, facts | {k: v for k, v in lines[-1].items() if k in ("knn", "spread")})
-    (config.out / "checkpoint").unlink(missing_ok=True)
+    if first:
+        with suppress(MissingDependencyError):  # pictures are worth no extra
+            plot_metrics(lines, config.out / "metrics.png")
+            if isinstance(method, CIM):
+                draw_samples(method, probe.queries.pixels, config.seed, config.out / "samples.png")
+        facts: dict[str, Any] = {"method": config.method, "pictures": len(pictures), "seed": config.seed}
+        save_backbone(method.backbone, folder, facts | {k: v for k, v in lines[-1].items() if k in ("knn", "spread")})
+        (config.out / "checkpoint").unlink(missing_ok=True)
+    everyone.wait_for_everyone()
     return folder
 
 
@@ -172,8 +190,9 @@ def train_tokenizer(config: PretrainConfig, pictures: Pictures, device: str, rep
     )
     out = config.out / "tokenizer"
     lines = fit(method, pictures, settings, out, config.seed, None, device, report("tokenizer"))
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        torch.save({name: value.cpu() for name, value in tokenizer.state_dict().items()}, file)
-    (out / "checkpoint").unlink(missing_ok=True)
-    write_atomically(config.out / "tokenizer.json", (json.dumps(lines[-1]) + "\n").encode())
+    if place() == 0:
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            torch.save({name: value.cpu() for name, value in tokenizer.state_dict().items()}, file)
+        (out / "checkpoint").unlink(missing_ok=True)
+        write_atomically(config.out / "tokenizer.json", (json.dumps(lines[-1]) + "\n").encode())
     return tokenizer

@@ -98,7 +98,7 @@ def test_losses_are_computed_in_full_while_networks_multiply_in_half(tmp_path: P
         made = build_method(own, tokenizer)
         torch.manual_seed(1)
         with autocast(torch.device("cpu"), mixed):
-            losses = made(pictures, 0.5)
+            losses = made(made.views(pictures), 0.5)  # type: ignore[attr-defined]
         assert all(value.dtype == torch.float32 for value in losses.values())
         found.append(losses["loss"].item())
     assert found[0] == pytest.approx(found[1], rel=0.05)
@@ -258,7 +258,7 @@ def test_keys_take_the_places_of_the_oldest(tmp_path: Path) -> None:
     method = cast(DenseCL, build_method(config(tmp_path, "densecl")))
     before = method.queue.clone()
     for step in range(5):
-        method(torch.rand(20, 3, 16, 16), 0.0)
+        method(method.views(torch.rand(20, 3, 16, 16)), 0.0)
         method.after_step(0.0)
         torch.testing.assert_close(method.queue.norm(dim=1), torch.ones(64))
         assert int(method.place) == 20 * (step + 1) % 64
@@ -276,7 +276,7 @@ def test_cim_changes_masked_cells_alone_and_the_enhancer_never_moves_the_generat
     assert set(masked.sum(1).tolist()) <= {8, 9, 10}
     assert sampled[~masked].equal(golden[~masked])
     assert not sampled.equal(golden)
-    losses = method(view, 0.0)
+    losses = method((view,), 0.0)
     (losses["enhancer"]).backward()
     assert all(p.grad is None for p in method.generator.parameters())
     assert all(p.grad is None for p in method.tokenizer.parameters())
@@ -426,7 +426,7 @@ def test_pictures_go_through_the_commands(tmp_path: Path, udr: Any) -> None:
     assert table.schema.metadata[b"fingerprint"].decode() == load_image_encoder(Path(folder), "cpu").fingerprint
     words = ("--cache", tmp_path / "cache", "--json", "--asked", "train")
     probed = json.loads(udr("probe", own.data, "--encoder", f"artifact:{folder}", *words).out)
-    assert set(probed) == {"pixels", "encoder"}
+    assert set(probed) == {"pixels", "untrained", "encoder"}
     assert 0 < probed["encoder"]["linear"] <= 1
     assert "did you mean" in udr("pretrain", file, "backbone=convv", f"out={tmp_path / 'x'}").complaint
     text = write_encoder(tmp_path / "text", ["words alone"])

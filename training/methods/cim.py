@@ -14,6 +14,7 @@ from training.augment import Views
 from training.heads import in_full
 from training.losses.cim import generator_loss, replaced_loss, restored_loss
 from training.tokenizer import PictureTokenizer
+from udr.distributed import own_rows, processes
 from udr.errors import ConfigError
 
 __all__ = ["CIM", "Generator"]
@@ -45,6 +46,12 @@ class Generator(nn.Module):
         return logits
 
 
+def _own_noise(shape: torch.Size, device: torch.device) -> Tensor:
+    """Uniform numbers for pictures (n, …), drawn for those of all processes alike, so that each takes its own."""
+    count = shape[0] * processes()
+    return torch.rand(count, *shape[1:], device=device)[own_rows(count)]
+
+
 class CIM(nn.Module):
     """Source: Fang et al. 2023, arXiv 2202.03382. No gradient passes from the enhancer to the generator.
 
@@ -59,6 +66,8 @@ class CIM(nn.Module):
         weight: of the enhancer's loss; 0: 1 to restore, 10 to detect.
         generator_dim, generator_layers: of the generator.
     """
+
+    shares_batches = True
 
     def __init__(
         self,
@@ -90,8 +99,8 @@ class CIM(nn.Module):
         self.pixels = backbone.size // cells  # of a cell's side
         self.head = nn.Conv2d(backbone.dim, 3 * self.pixels**2 if objective == "restore" else 1, 1)
 
-    def forward(self, pictures: Tensor, progress: float) -> dict[str, Tensor]:
-        (view,) = self.views(pictures)
+    def forward(self, views: tuple[Tensor, ...], progress: float) -> dict[str, Tensor]:
+        (view,) = views
         corrupted, sampled, golden, masked, logits = self.corrupt(view)
         found = self.head(self.backbone(corrupted)).float()
         with in_full(view):
@@ -121,15 +130,19 @@ class CIM(nn.Module):
         """The same share of cells in every picture, drawn at random."""
         low, high = self.masked
         count = math.ceil(golden.shape[1] * (low + (high - low) * float(torch.rand(()))))
-        order = torch.rand(golden.shape, device=golden.device).argsort(1)
-        return order < count
+        return _own_noise(golden.shape, golden.device).argsort(1) < count
 
     def _draw(self, logits: Tensor) -> Tensor:
         if self.draw == "argmax":
             return logits.argmax(2)
+        noise = _own_noise(logits.shape[:2], logits.device)
         if self.draw == "uniform":
-            return torch.randint(logits.shape[2], logits.shape[:2], device=logits.device)
-        return torch.multinomial(logits.softmax(2).flatten(0, 1), 1).view(logits.shape[:2])
+            return (noise * logits.shape[2]).long()
+        # the code at which the sum of probabilities passes a uniform number
+        sums = logits.softmax(2).cumsum(2)
+        return torch.searchsorted(sums, noise[..., None] * sums[..., -1:], right=True)[..., 0].clamp_max(
+            logits.shape[2] - 1
+        )
 
     def after_step(self, progress: float) -> None:
         pass

@@ -12,6 +12,7 @@ from embed.backbones import Backbone
 from training.augment import Views
 from training.heads import follow, frozen, in_full, over_cells
 from training.losses.densecl import dense_info_nce, info_nce, match_cells
+from udr.distributed import gather
 
 __all__ = ["DenseCL"]
 
@@ -50,6 +51,8 @@ class DenseCL(nn.Module):
     dense_queue: Tensor  # (m, d) of their cells' means
     place: Tensor  # of the oldest in both
 
+    shares_batches = True
+
     def __init__(
         self,
         backbone: Backbone,
@@ -75,18 +78,18 @@ class DenseCL(nn.Module):
     def backbone(self) -> Backbone:
         return self.query.backbone
 
-    def forward(self, pictures: Tensor, progress: float) -> dict[str, Tensor]:
-        first, second = self.views(pictures)
+    def forward(self, views: tuple[Tensor, ...], progress: float) -> dict[str, Tensor]:
+        first, second = views
         features, whole, cells = self.query(first)
         with torch.no_grad():
             key_features, key_whole, key_cells = self.key(second)
-        with in_full(pictures):
+        with in_full(first):
             matched = match_cells(features, key_features)
             dense = dense_info_nce(
                 F.normalize(cells, dim=1), F.normalize(key_cells, dim=1), matched, self.dense_queue, self.temperature
             )
             own = info_nce(whole, key_whole, self.queue, self.temperature)
-        self._fresh.append((key_whole, F.normalize(key_cells.mean(2), dim=1)))
+            self._fresh.append((gather(key_whole), gather(F.normalize(key_cells.mean(2), dim=1))))
         return {"loss": (1 - self.dense_weight) * own + self.dense_weight * dense, "whole": own, "dense": dense}
 
     def after_step(self, progress: float) -> None:

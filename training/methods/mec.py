@@ -11,6 +11,7 @@ from embed.backbones import Backbone
 from training.augment import Views
 from training.heads import follow, frozen, in_full, mlp, rising
 from training.losses.mec import Form, Mode, mec_loss
+from udr.distributed import gather
 from udr.errors import TrainingStopped
 
 __all__ = ["MEC"]
@@ -46,6 +47,8 @@ class MEC(nn.Module):
         predictor: width of the predictor's middle.
     """
 
+    shares_batches = True
+
     def __init__(
         self,
         backbone: Backbone,
@@ -78,12 +81,11 @@ class MEC(nn.Module):
         left = max(0.0, 1 - progress / self.warmup) if self.warmup else 0.0
         return self.distortion * (1 + (self.distortion_warmup - 1) * left)
 
-    def forward(self, pictures: Tensor, progress: float) -> dict[str, Tensor]:
-        views = self.views(pictures)
-        online = [self.predictor(self.student(view)).float() for view in views]
+    def forward(self, views: tuple[Tensor, ...], progress: float) -> dict[str, Tensor]:
+        online = [gather(self.predictor(self.student(view)).float()) for view in views]
         with torch.no_grad():
-            taught = [self.teacher(view).float() for view in views]
-        with in_full(pictures):
+            taught = [gather(self.teacher(view).float()) for view in views]
+        with in_full(views[0]):
             loss = mec_loss(
                 (online[0], online[1]), (taught[0], taught[1]), self.distortion_at(progress), self.mode, self.form
             )

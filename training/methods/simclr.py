@@ -9,6 +9,7 @@ from embed.backbones import Backbone
 from training.augment import Views
 from training.heads import in_full, mlp
 from training.losses.simclr import nt_xent
+from udr.distributed import gather
 
 __all__ = ["SimCLR"]
 
@@ -25,6 +26,8 @@ class SimCLR(nn.Module):
         layers: of the head.
     """
 
+    shares_batches = True
+
     def __init__(
         self,
         backbone: Backbone,
@@ -40,10 +43,10 @@ class SimCLR(nn.Module):
         widths = [backbone.dim, *[hidden or backbone.dim] * (layers - 1), out]
         self.head = mlp(widths, last_norm=True)
 
-    def forward(self, pictures: Tensor, progress: float) -> dict[str, Tensor]:
-        a, b = self.head(self.backbone.pooled(torch.cat(self.views(pictures)))).chunk(2)
+    def forward(self, views: tuple[Tensor, ...], progress: float) -> dict[str, Tensor]:
+        a, b = self.head(self.backbone.pooled(torch.cat(views))).chunk(2)
         with in_full(a):
-            return {"loss": nt_xent(a.float(), b.float(), self.temperature)}
+            return {"loss": nt_xent(gather(a.float()), gather(b.float()), self.temperature)}
 
     def after_step(self, progress: float) -> None:
         pass
