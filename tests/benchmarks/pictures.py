@@ -1,6 +1,7 @@
 """What image encoders learn from unlabelled pictures: probes against an untrained backbone and raw pixels; the gates.
 
     python tests/benchmarks/pictures.py methods data=FILE.parquet name=cifar10 out=FOLDER [epochs=…] [seeds=0,1,2]
+        [only=simclr,mec] [views=PRESET]
     python tests/benchmarks/pictures.py mec|densecl|cim data=FILE.parquet name=cifar10 out=FOLDER [epochs=…]
     python tests/benchmarks/pictures.py speed data=FILE.parquet
 
@@ -9,7 +10,7 @@ mec       the series and the exact form at the same settings: where the former s
 densecl   dense matching, how often a cell's match is the cell that shows the same place, for λ = .5 and 0
 cim       the generator's loss, the enhancer's against trivial answers, and how tokens are drawn
 speed     pictures a second of each method
-Results: results/pictures_PART_NAME.json. Run alone.
+Results: results/pictures_METHOD_NAME.json, and pictures_PART_NAME.json of the other parts. Run alone.
 """
 
 from __future__ import annotations
@@ -64,19 +65,18 @@ def probed(make: Any, known: Pictures, asked: Pictures) -> dict[str, float]:
     }
 
 
-def flat(pixels: np.ndarray) -> np.ndarray:
-    return pixels.reshape(len(pixels), -1).astype(np.float32) / 255
-
-
-def methods(data: str, name: str, out: str, epochs: str = "", seeds: str = "0", only: str = ",".join(METHODS)) -> None:
+def methods(
+    data: str, name: str, out: str, epochs: str = "", seeds: str = "0", only: str = ",".join(METHODS), views: str = ""
+) -> None:
     cache = Path(out) / "pictures"
     known, asked = (prepare_pictures(Path(data), 32, cache, split) for split in ("train", "test"))
-    found: dict[str, Any] = {"pixels": probed(flat, known, asked)}
-    print("pixels", found["pixels"], flush=True)
+    pixels = probed(lambda p: p, known, asked)
+    print("pixels", pixels, flush=True)
     for method in only.split(","):
         rows = []
         for seed in seeds.split(","):
             more = [f"seed={seed}", *([f"loop.epochs={epochs}"] if epochs else [])]
+            more += [f"views={views}"] if views and method != "cim" else []  # CIM makes one view of each
             config = settings(method, data, Path(out) / f"{method}-{seed}", *more)
             torch.manual_seed(config.seed)
             untrained = build_backbone(config.backbone, config.size)
@@ -88,10 +88,10 @@ def methods(data: str, name: str, out: str, epochs: str = "", seeds: str = "0", 
                 "trained": probed(lambda p, b=backbone: features(b, p), known, asked),
             }
             print(method, seed, row, flush=True)
-            rows.append({"seed": int(seed), "epochs": config.loop.epochs, **row})
-        found[method] = rows
-    peak = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000)
-    write_result(f"pictures_methods_{name}", {"pictures": len(known), "asked": len(asked), "peak_mb": peak, **found})
+            rows.append({"seed": int(seed), **row})
+        facts = {"pictures": len(known), "asked": len(asked), "epochs": config.loop.epochs, "views": config.views}
+        peak = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000)
+        write_result(f"pictures_{method}_{name}", {**facts, "peak_mb": peak, "pixels": pixels, "runs": rows})
 
 
 def mec(data: str, name: str, out: str, epochs: str = "5") -> None:
