@@ -25,31 +25,43 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from embed.backbones import Backbone
 from training.lars import LARS, weight_groups
 from training.pictures import Pictures
 from training.pretrain_settings import LoopSettings
-from training.probes import features, knn_accuracy, spread
+from training.probes import FeatureNetwork, features, knn_accuracy, spread
 from udr.artifacts import fsync_folder
 from udr.devices import choose_device, fast_dtype
 from udr.encoder import autocast
 from udr.errors import ArtifactError, ConfigError, TrainingStopped
 from udr.types import Progress
 
-__all__ = ["PROBED", "Method", "Probe", "fit"]
+__all__ = ["PROBED", "Material", "Method", "Probe", "fit"]
 
 TOLD_EVERY = 10  # steps between two lines of metrics
 PROBED = 5000  # pictures of the online probe's bank at most, and a fifth as many queries
+
+
+class Material(Protocol):
+    """What is learnt from: pictures, or whatever else a step takes some of by their numbers."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """What the method is given of rows (n,): uint8 pixels, which become 0 to 1, or numbers as they are."""
+        ...
 
 
 class Method(Protocol):
     """A way to learn a backbone from pictures alone; a `torch.nn.Module` whose state is all that it needs to go on."""
 
     @property
-    def backbone(self) -> Backbone: ...
+    def backbone(self) -> FeatureNetwork: ...
 
     def __call__(self, pictures: Tensor, progress: float) -> dict[str, Tensor]:
-        """Losses of pictures (n, 3, s, s) from 0 to 1, `loss` the one to be made less; `progress` from 0 to 1."""
+        """Losses of pictures (n, 3, s, s) from 0 to 1, `loss` the one to be made less; `progress` from 0 to 1.
+
+        What a method is given of other material than pictures, its `batch` says.
+        """
         ...
 
     def after_step(self, progress: float) -> None:
@@ -64,7 +76,7 @@ class Probe:
     bank: Pictures
     queries: Pictures
 
-    def __call__(self, backbone: Backbone, k: int) -> dict[str, float]:
+    def __call__(self, backbone: FeatureNetwork, k: int) -> dict[str, float]:
         """kNN accuracy of the pictures' own labels where there are some, and how far features spread."""
         bank = features(backbone, self.bank.pixels[:PROBED])
         found = {"spread": spread(bank)}
@@ -106,7 +118,7 @@ def order_of(epoch: int, count: int, seed: int) -> NDArray[np.int64]:
 
 def fit(
     method: nn.Module,
-    pictures: Pictures,
+    pictures: Material,
     settings: LoopSettings,
     out: Path,
     seed: int = 0,
@@ -132,7 +144,7 @@ def fit(
     precision = fast_dtype(where) if settings.precision == "auto" else settings.precision
     accelerator = Accelerator(cpu=where == "cpu")  # its own mixed precision is one for the whole process
     steps = max(1, round(settings.epochs * (len(pictures) // settings.batch)))
-    method = method.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    method = _placed(method, accelerator.device)
     if accelerator.num_processes > 1:
         raise ConfigError(f"pre-training goes on one device, and this is one of {accelerator.num_processes} processes")
     optimizer = build_optimizer(method, settings)
@@ -169,18 +181,29 @@ def fit(
     return log.lines
 
 
-def _batch(pictures: Pictures, batch: int, step: int, seed: int) -> NDArray[np.uint8]:
+def _placed(method: nn.Module, device: torch.device) -> nn.Module:
+    """On the device, its convolutions laid out as they are quickest."""
+    method = method.to(device)
+    for weights in method.parameters():
+        if weights.dim() in (4, 5):
+            layout = torch.channels_last if weights.dim() == 4 else torch.channels_last_3d
+            weights.data = weights.data.to(memory_format=layout)
+    return method
+
+
+def _batch(pictures: Material, batch: int, step: int, seed: int) -> NDArray[Any]:
     a_epoch = len(pictures) // batch
     epoch, place = divmod(step, a_epoch)
     rows = np.sort(order_of(epoch, len(pictures), seed)[place * batch : (place + 1) * batch])  # sorted: read in order
-    return np.asarray(pictures.pixels[rows])
+    return pictures.batch(rows)
 
 
 def _forward(
     trained: nn.Module, device: torch.device, mixed: bool, progress: float, pixels: Tensor
 ) -> dict[str, Tensor]:
     with autocast(device, mixed):
-        losses: dict[str, Tensor] = trained(pixels.to(device).float() / 255, progress)
+        there = pixels.to(device)
+        losses: dict[str, Tensor] = trained(there.float() / 255 if there.dtype == torch.uint8 else there, progress)
         return losses
 
 
@@ -189,7 +212,7 @@ def _step(
     trained: nn.Module,
     optimizer: Any,
     accelerator: Accelerator,
-    pixels: NDArray[np.uint8],
+    pixels: NDArray[Any],
     settings: LoopSettings,
 ) -> dict[str, float]:
     """One step over a batch, in parts where it is accumulated; give its losses."""

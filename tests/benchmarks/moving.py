@@ -1,0 +1,140 @@
+"""Rendered videos whose class is how something moves, and nothing else: written as MP4 files by PyAV.
+
+A letter moves before a landscape of its own: brighter above than below, with blots here and there, under light that
+drifts. Letter, colours, landscape, size, speed, phase and direction are drawn for each video from the same
+distributions whatever the class, so that no single frame tells it, nor the place where the motion begins.
+"""
+
+from __future__ import annotations
+
+import math
+import string
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+SIDE, RATE, SECONDS = 56, 16, 8.0
+Pose = tuple[float | None, float | None, float, float]  # x and y from -1 to 1 if it moves so, angle in turns, size
+
+
+def _slide(across: bool) -> Callable[[float, int], Pose]:
+    def pose(phase: float, sign: int) -> Pose:
+        where = 4 * abs((sign * phase) % 1 - 0.5) - 1  # to and fro, at one speed
+        return (where, None, 0.0, 1.0) if across else (None, where, 0.0, 1.0)
+
+    return pose
+
+
+def _circle(phase: float, sign: int) -> Pose:
+    angle = 2 * math.pi * sign * phase
+    return math.cos(angle), math.sin(angle), 0.0, 1.0
+
+
+def _spin(phase: float, sign: int) -> Pose:
+    return None, None, sign * phase, 1.0
+
+
+def _swing(phase: float, sign: int) -> Pose:
+    return None, None, 0.15 * sign * math.sin(2 * math.pi * phase), 1.0
+
+
+def _breathe(phase: float, sign: int) -> Pose:
+    return None, None, 0.0, 1 + 0.4 * sign * math.sin(2 * math.pi * phase)
+
+
+def _bounce(phase: float, sign: int) -> Pose:
+    across = 4 * abs((sign * phase / 3) % 1 - 0.5) - 1
+    high = 1 - 2 * (2 * (phase % 1) - 1) ** 2  # a throw, again and again
+    return across, -high, 0.0, 1.0
+
+
+def _jump(phase: float, sign: int) -> Pose:
+    """From corner to corner, at rest between."""
+    corner = int(sign * phase * 4) % 4
+    return (-1.0, 1.0, 1.0, -1.0)[corner], (-1.0, -1.0, 1.0, 1.0)[corner], 0.0, 1.0
+
+
+MOTIONS: dict[str, Callable[[float, int], Pose]] = {
+    "across": _slide(True),
+    "down": _slide(False),
+    "circle": _circle,
+    "spin": _spin,
+    "swing": _swing,
+    "breathe": _breathe,
+    "bounce": _bounce,
+    "jump": _jump,
+}
+
+
+def landscape(rng: np.random.Generator) -> Image.Image:
+    """Sky above ground, with blots of any colour."""
+    sky, ground = rng.integers(150, 256, 3), rng.integers(0, 110, 3)
+    line = rng.integers(SIDE * 2 // 5, SIDE * 4 // 5)
+    pixels = np.empty((SIDE, SIDE, 3))
+    pixels[:line], pixels[line:] = sky, ground
+    picture = Image.fromarray(pixels.astype(np.uint8))
+    draw = ImageDraw.Draw(picture)
+    for _ in range(6):
+        x, y, r = rng.uniform(0, SIDE), rng.uniform(0, SIDE), rng.uniform(2, 7)
+        draw.ellipse((x - r, y - r, x + r, y + r), fill=tuple(int(c) for c in rng.integers(0, 256, 3)))
+    return picture
+
+
+def letter(rng: np.random.Generator) -> Image.Image:
+    """A capital in a colour of its own, on nothing."""
+    tile = Image.new("RGBA", (48, 48))
+    font = ImageFont.load_default(40)
+    colour = (*(int(c) for c in rng.integers(0, 256, 3)), 255)
+    text = str(rng.choice(list(string.ascii_uppercase + string.digits)))
+    edge = tuple(255 - c for c in colour[:3])
+    ImageDraw.Draw(tile).text((24, 24), text, fill=colour, font=font, anchor="mm", stroke_width=2, stroke_fill=edge)
+    return tile
+
+
+def frames_of(motion: str, rng: np.random.Generator, seconds: float = SECONDS) -> np.ndarray:
+    """(t, SIDE, SIDE, 3), uint8."""
+    ground, tile = landscape(rng), letter(rng)
+    size, reach = rng.uniform(14, 20), rng.uniform(10, 15)
+    x, y = rng.uniform(SIDE * 0.4, SIDE * 0.6, 2)
+    speed, phase, sign = rng.uniform(0.5, 0.8), rng.uniform(0, 12), int(rng.choice((-1, 1)))
+    drift, light = rng.uniform(-0.5, 0.5), rng.uniform(0.7, 1.0)
+    # what a motion leaves as it is has any value that another one gives it, so that one frame tells little
+    aside, tilt, grown = rng.uniform(-1, 1, 2), rng.uniform(0, 1), 1 + 0.4 * math.sin(rng.uniform(0, 2 * math.pi))
+    found = []
+    count = round(seconds * RATE)
+    for i in range(count):
+        px, py, turn, scale = MOTIONS[motion](phase + speed * i / RATE, sign)
+        px, py = aside[0] if px is None else px, aside[1] if py is None else py
+        side = max(4, round(size * 1.6 * (scale if motion == "breathe" else grown)))
+        drawn = tile.resize((side, side), Image.Resampling.BILINEAR)
+        drawn = drawn.rotate(360 * (turn + tilt), Image.Resampling.BILINEAR)
+        frame = ground.copy()
+        frame.paste(drawn, (round(x + reach * px - side / 2), round(y + reach * py - side / 2)), drawn)
+        lit = np.asarray(frame, np.float64) * (light + drift * (i / count - 0.5))
+        found.append(lit.clip(0, 255).astype(np.uint8))
+    return np.stack(found)
+
+
+def write_mp4(path: Path, frames: np.ndarray, rate: int = RATE) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=rate, options={"crf": "18", "preset": "veryfast", "g": "16"})
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        for pixels in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def render(folder: Path, count: int, seed: int) -> Path:
+    """`count` videos, as many of each motion, in a folder a class; what stands there already is kept."""
+    names = sorted(MOTIONS)
+    for number in range(count):
+        motion = names[number % len(names)]
+        path = folder / motion / f"{number:05}.mp4"
+        if not path.is_file():
+            write_mp4(path, frames_of(motion, np.random.default_rng([seed, number])))
+    return folder
