@@ -9,7 +9,7 @@ from pathlib import Path
 from udr.errors import ArtifactError, ConfigError, UnknownNameError
 from udr.types import Encoder
 
-__all__ = ["KINDS", "open_encoder"]
+__all__ = ["KINDS", "open_encoder", "reads_videos"]
 
 
 def _artifact(name: str, device: str) -> Encoder:
@@ -49,6 +49,15 @@ KINDS: dict[str, Callable[[str, str], Encoder]] = {
     "hf": _vision_model,
     "st": _sentence_transformer,
 }
+
+
+def reads_videos(address: str) -> bool:
+    """True of the folder of a video encoder of ours."""
+    from udr.artifacts import read_json
+
+    kind, _, name = address.partition(":")
+    path = Path(name) / "encoder.json"
+    return kind == "artifact" and path.is_file() and read_json(path).get("kind") == "video"
 
 
 def open_encoder(address: str, device: str = "auto") -> Encoder:

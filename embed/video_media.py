@@ -53,6 +53,11 @@ class Video:
             raise DataError(f"{where}: {self.seconds:.0f} seconds, at most {MAX_SECONDS:.0f} are read")
         self._begin()
 
+    @property
+    def at(self) -> float:
+        """The time up to which it was read last."""
+        return self._now[0]
+
     def close(self) -> None:
         self._container.close()
 

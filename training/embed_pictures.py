@@ -18,7 +18,7 @@ from udr.encoder import BiEncoder
 from udr.errors import ConfigError, DataError, UDRWarning
 from udr.types import Encoder, FloatArray, Media, Progress, Query
 
-__all__ = ["embed_pictures"]
+__all__ = ["embed_pictures", "vector_schema"]
 
 AT_ONCE = 256  # pictures of a row group
 
@@ -34,8 +34,7 @@ def embed_pictures(
     """
     encoder = open_encoder(address)
     _check_reads_pictures(encoder, address)
-    fields = [("name", pa.string()), ("label", pa.string()), ("vector", pa.list_(pa.float32(), encoder.dim))]
-    schema = pa.schema(fields, metadata={"encoder": address, "fingerprint": encoder.fingerprint})
+    schema = vector_schema(encoder, address)
     done = unread = 0
     with replacing(out) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         for rows in batches(picture_rows(source, split), AT_ONCE):
@@ -50,6 +49,12 @@ def embed_pictures(
         if not done:
             raise DataError(f"{source}: none of {unread} pictures can be read")
     return done, unread
+
+
+def vector_schema(encoder: Encoder, address: str) -> pa.Schema:
+    """Of a table of names, labels and vectors; it knows the encoder."""
+    fields = [("name", pa.string()), ("label", pa.string()), ("vector", pa.list_(pa.float32(), encoder.dim))]
+    return pa.schema(fields, metadata={"encoder": address, "fingerprint": encoder.fingerprint})
 
 
 def _query(row: Row) -> Query:
