@@ -7,9 +7,8 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from udr.errors import ConfigError, UnknownNameError
+from udr.errors import UnknownNameError
 
 __all__ = ["VIDEO_BACKBONES", "VideoBackbone", "build_video_backbone"]
 
@@ -238,22 +237,17 @@ VIDEO_BACKBONES: dict[str, Callable[[], tuple[nn.Module, int]]] = {
 
 
 def build_video_backbone(name: str, size: int, frames: int) -> VideoBackbone:
-    """Make an untrained backbone for clips of so many frames of `size` pixels.
+    """Make an untrained backbone for clips of so many frames of `size` pixels; any number of both fits all of them.
+
+    Weights are drawn so that features keep their size from layer to layer (He et al. 2015, arXiv 1502.01852).
 
     Raises:
         UnknownNameError: no such backbone (lists the near names).
-        ConfigError: one that such clips do not fit.
     """
     if name not in VIDEO_BACKBONES:
         raise UnknownNameError("video backbone", name, VIDEO_BACKBONES)
     body, dim = VIDEO_BACKBONES[name]()
-    backbone = VideoBackbone(name, size, frames, body, dim).eval()
-    shapes = {n: v.to("meta") for n, v in (*backbone.named_parameters(), *backbone.named_buffers())}
-    try:  # shapes alone are computed
-        functional_call(backbone, shapes, torch.empty(1, frames, 3, size, size, device="meta"))
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ConfigError(
-            f"backbone {name}: clips of {frames} frames of {size} pixels do not fit it ({reason})"
-        ) from None
-    return backbone.train()
+    for layer in body.modules():
+        if isinstance(layer, nn.Conv3d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    return VideoBackbone(name, size, frames, body, dim)

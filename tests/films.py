@@ -11,7 +11,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-STEP = 4  # of brightness from a frame to the next
+STEP = 5  # of brightness from a frame to the next
 
 
 def numbered(count: int, height: int = 48, width: int = 64) -> np.ndarray:
@@ -41,7 +41,7 @@ def film(
     folder = tempfile.TemporaryDirectory()  # FFmpeg reads what it has written again to put an index first
     path = Path(folder.name) / "film"
     with folder, av.open(str(path), "w", format=kind, container_options=options or {}) as container:
-        more = {"crf": "10", "x264-params": "scenecut=0"} if codec == "libx264" else {}
+        more = {"crf": "8", "x264-params": "scenecut=0"} if codec == "libx264" else {}
         stream = container.add_stream(codec, rate=rate, options=more)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"

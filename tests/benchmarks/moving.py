@@ -1,8 +1,8 @@
 """Rendered videos whose class is how something moves, and nothing else: written as MP4 files by PyAV.
 
-A letter moves before a landscape of its own: brighter above than below, with blots here and there, under light that
-drifts. Letter, colours, landscape, size, speed, phase and direction are drawn for each video from the same
-distributions whatever the class, so that no single frame tells it, nor the place where the motion begins.
+Four letters move alike before a landscape of their own, bright above and warm on the left, in rain that comes and
+goes. Letters, landscape, rain, size, tilt, speed, phase and direction are drawn for each video from the same
+distributions whatever the class, so that a single frame hardly tells it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import av
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-SIDE, RATE, SECONDS = 56, 16, 8.0
+SIDE, RATE, SECONDS = 48, 16, 8.0
 Pose = tuple[float | None, float | None, float, float]  # x and y from -1 to 1 if it moves so, angle in turns, size
 
 
@@ -69,53 +69,56 @@ MOTIONS: dict[str, Callable[[float, int], Pose]] = {
 }
 
 
-def landscape(rng: np.random.Generator) -> Image.Image:
-    """Sky above ground, with blots of any colour."""
-    sky, ground = rng.integers(150, 256, 3), rng.integers(0, 110, 3)
-    line = rng.integers(SIDE * 2 // 5, SIDE * 4 // 5)
-    pixels = np.empty((SIDE, SIDE, 3))
-    pixels[:line], pixels[line:] = sky, ground
-    picture = Image.fromarray(pixels.astype(np.uint8))
+def landscape(rng: np.random.Generator) -> np.ndarray:
+    """(SIDE, SIDE, 3), 0 to 255: bright above and dark below, warm on the left and cold on the right, with blots."""
+    down, across = np.mgrid[:SIDE, :SIDE] / (SIDE - 1.0)
+    bright = 1 - rng.uniform(0.55, 0.75) * down ** rng.uniform(0.7, 1.4)
+    cold = across ** rng.uniform(0.7, 1.4)
+    pixels = bright[..., None] * np.stack(
+        [1 - 0.7 * cold, np.full_like(cold, rng.uniform(0.5, 0.7)), 0.3 + 0.7 * cold], 2
+    )
+    picture = Image.fromarray((255 * pixels).astype(np.uint8))
     draw = ImageDraw.Draw(picture)
-    for _ in range(6):
-        x, y, r = rng.uniform(0, SIDE), rng.uniform(0, SIDE), rng.uniform(2, 7)
+    for _ in range(5):
+        x, y, r = rng.uniform(0, SIDE), rng.uniform(0, SIDE), rng.uniform(1, 4)
         draw.ellipse((x - r, y - r, x + r, y + r), fill=tuple(int(c) for c in rng.integers(0, 256, 3)))
-    return picture
+    return np.asarray(picture, np.float64)
 
 
 def letter(rng: np.random.Generator) -> Image.Image:
-    """A capital in a colour of its own, on nothing."""
+    """A capital or a digit, black on white or white on black, on nothing."""
     tile = Image.new("RGBA", (48, 48))
+    fill = int(rng.choice((0, 255)))
+    text, edge = str(rng.choice(list(string.ascii_uppercase + string.digits))), (255 - fill,) * 3 + (255,)
     font = ImageFont.load_default(40)
-    colour = (*(int(c) for c in rng.integers(0, 256, 3)), 255)
-    text = str(rng.choice(list(string.ascii_uppercase + string.digits)))
-    edge = tuple(255 - c for c in colour[:3])
-    ImageDraw.Draw(tile).text((24, 24), text, fill=colour, font=font, anchor="mm", stroke_width=2, stroke_fill=edge)
+    ImageDraw.Draw(tile).text((24, 24), text, (fill,) * 3 + (255,), font, "mm", stroke_width=3, stroke_fill=edge)
     return tile
 
 
 def frames_of(motion: str, rng: np.random.Generator, seconds: float = SECONDS) -> np.ndarray:
-    """(t, SIDE, SIDE, 3), uint8."""
-    ground, tile = landscape(rng), letter(rng)
-    size, reach = rng.uniform(14, 20), rng.uniform(10, 15)
-    x, y = rng.uniform(SIDE * 0.4, SIDE * 0.6, 2)
+    """(t, SIDE, SIDE, 3), uint8: four letters that move alike."""
+    ground, count = landscape(rng), round(seconds * RATE)
+    tiles, size, reach = [letter(rng) for _ in range(4)], rng.uniform(12, 16), rng.uniform(6, 8)
+    places = np.array([(x, y) for x in (0.27, 0.73) for y in (0.27, 0.73)]) * SIDE + rng.uniform(-3, 3, (4, 2))
     speed, phase, sign = rng.uniform(0.5, 0.8), rng.uniform(0, 12), int(rng.choice((-1, 1)))
-    drift, light = rng.uniform(-0.5, 0.5), rng.uniform(0.7, 1.0)
+    rain_period, rain_phase = math.exp(rng.uniform(math.log(40), math.log(128))), rng.uniform(0, 1)
     # what a motion leaves as it is has any value that another one gives it, so that one frame tells little
-    aside, tilt, grown = rng.uniform(-1, 1, 2), rng.uniform(0, 1), 1 + 0.4 * math.sin(rng.uniform(0, 2 * math.pi))
-    found = []
-    count = round(seconds * RATE)
+    aside, tilts, grown = rng.uniform(-1, 1, 2), rng.uniform(0, 1, 4), 1 + 0.4 * math.sin(rng.uniform(0, 2 * math.pi))
+    found = np.empty((count, SIDE, SIDE, 3), np.uint8)
     for i in range(count):
         px, py, turn, scale = MOTIONS[motion](phase + speed * i / RATE, sign)
         px, py = aside[0] if px is None else px, aside[1] if py is None else py
-        side = max(4, round(size * 1.6 * (scale if motion == "breathe" else grown)))
-        drawn = tile.resize((side, side), Image.Resampling.BILINEAR)
-        drawn = drawn.rotate(360 * (turn + tilt), Image.Resampling.BILINEAR)
-        frame = ground.copy()
-        frame.paste(drawn, (round(x + reach * px - side / 2), round(y + reach * py - side / 2)), drawn)
-        lit = np.asarray(frame, np.float64) * (light + drift * (i / count - 0.5))
-        found.append(lit.clip(0, 255).astype(np.uint8))
-    return np.stack(found)
+        side = max(4, round(size * (scale if motion == "breathe" else grown)))
+        rain = 16 + 16 * math.sin(2 * math.pi * (i / rain_period + rain_phase))
+        frame = Image.fromarray((ground + rain * rng.normal(size=(SIDE, SIDE, 1))).clip(0, 255).astype(np.uint8))
+        for tile, place, tilt in zip(tiles, places, tilts, strict=True):
+            drawn = tile.resize((side, side), Image.Resampling.BILINEAR)
+            drawn = drawn.rotate(360 * (turn + tilt), Image.Resampling.BILINEAR)
+            frame.paste(
+                drawn, (round(place[0] + reach * px - side / 2), round(place[1] + reach * py - side / 2)), drawn
+            )
+        found[i] = np.asarray(frame)
+    return found
 
 
 def write_mp4(path: Path, frames: np.ndarray, rate: int = RATE) -> None:
