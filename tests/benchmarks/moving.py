@@ -1,7 +1,7 @@
 """Rendered videos whose class is how something moves, and nothing else: written as MP4 files by PyAV.
 
-Four letters move alike before a landscape of their own, bright above and warm on the left, in rain that comes and
-goes. Letters, landscape, rain, size, tilt, speed, phase and direction are drawn for each video from the same
+Four letters move alike before a landscape of their own, bright above and warm on the left, under frost that comes
+and goes. Letters, landscape, frost, size, tilt, speed, phase and direction are drawn for each video from the same
 distributions whatever the class, so that a single frame hardly tells it.
 """
 
@@ -101,7 +101,8 @@ def frames_of(motion: str, rng: np.random.Generator, seconds: float = SECONDS) -
     tiles, size, reach = [letter(rng) for _ in range(4)], rng.uniform(12, 16), rng.uniform(6, 8)
     places = np.array([(x, y) for x in (0.27, 0.73) for y in (0.27, 0.73)]) * SIDE + rng.uniform(-3, 3, (4, 2))
     speed, phase, sign = rng.uniform(0.5, 0.8), rng.uniform(0, 12), int(rng.choice((-1, 1)))
-    rain_period, rain_phase = math.exp(rng.uniform(math.log(40), math.log(128))), rng.uniform(0, 1)
+    period, begun = math.exp(rng.uniform(math.log(40), math.log(128))), rng.uniform(0, 1)
+    frost = np.kron(rng.choice((-1, 1), (SIDE // 3, SIDE // 3)), np.ones((3, 3)))[:, :, None]
     # what a motion leaves as it is has any value that another one gives it, so that one frame tells little
     aside, tilts, grown = rng.uniform(-1, 1, 2), rng.uniform(0, 1, 4), 1 + 0.4 * math.sin(rng.uniform(0, 2 * math.pi))
     found = np.empty((count, SIDE, SIDE, 3), np.uint8)
@@ -109,8 +110,8 @@ def frames_of(motion: str, rng: np.random.Generator, seconds: float = SECONDS) -
         px, py, turn, scale = MOTIONS[motion](phase + speed * i / RATE, sign)
         px, py = aside[0] if px is None else px, aside[1] if py is None else py
         side = max(4, round(size * (scale if motion == "breathe" else grown)))
-        rain = 16 + 16 * math.sin(2 * math.pi * (i / rain_period + rain_phase))
-        frame = Image.fromarray((ground + rain * rng.normal(size=(SIDE, SIDE, 1))).clip(0, 255).astype(np.uint8))
+        frozen = 25 + 25 * math.sin(2 * math.pi * (i / period + begun))
+        frame = Image.fromarray((ground + frozen * frost).clip(0, 255).astype(np.uint8))
         for tile, place, tilt in zip(tiles, places, tilts, strict=True):
             drawn = tile.resize((side, side), Image.Resampling.BILINEAR)
             drawn = drawn.rotate(360 * (turn + tilt), Image.Resampling.BILINEAR)
