@@ -23,7 +23,7 @@ MAX_SENT = 50_000_000  # bytes of a video that comes as bytes
 MAX_SECONDS = 24 * 3600.0
 MAX_FRAME = 8192 * 4320  # pixels
 FILE_WORK = 1 << 40  # pixels that are decoded of a file at most: some five hours of 1920 x 1080 at 30 a second
-SENT_WORK = 1 << 34  # and of bytes: five minutes of the same; few bytes can hold very many frames that are alike
+SENT_WORK = 1 << 32  # and of bytes: a minute of the same; few bytes can hold very many frames that are alike
 JUMP = 2.0  # seconds: what lies further ahead is sought, not decoded up to
 THIN = 4  # sides in such a proportion are cut to the square before they are scaled
 # readers that open nothing but the file itself: playlists and the like would open others, or addresses
@@ -74,7 +74,10 @@ class Video:
         for time in times:
             frame = self._on_show(float(time))
             if made is None or frame is not made_of:
-                made, made_of = _square(frame, side), frame
+                try:
+                    made, made_of = _square(frame, side, self._widening), frame
+                except (av.FFmpegError, ValueError) as error:  # pixels of a form that nothing converts
+                    raise DataError(f"{self._where}: damaged after {time:.2f} s ({_reason(error)})") from None
             yield made
 
     def _open(self) -> None:
@@ -100,6 +103,8 @@ class Video:
             )
         context.options = {"max_pixels": str(MAX_FRAME)}  # frames may grow on the way
         context.thread_count = 1  # many videos are read side by side
+        shape = float(self._stream.sample_aspect_ratio or 1)
+        self._widening = shape if 1 / THIN <= shape <= THIN else 1.0
 
     def _length(self) -> float:
         """Seconds from the first frame to the end of the last one, as the file says, or as its packets do."""
@@ -214,10 +219,9 @@ def open_video(source: Path | bytes | Media, where: str = "") -> Iterator[Video]
             video.close()
 
 
-def _square(frame: Any, side: int) -> NDArray[np.uint8]:
-    """The middle square of a frame, upright and scaled, (3, side, side)."""
-    shape = frame.sample_aspect_ratio if hasattr(frame, "sample_aspect_ratio") else None
-    width, height = frame.width * float(shape or 1), float(frame.height)
+def _square(frame: Any, side: int, widening: float) -> NDArray[np.uint8]:
+    """The middle square of a frame, upright and scaled, (3, side, side); its pixels are `widening` as wide as high."""
+    width, height = frame.width * widening, float(frame.height)
     if max(width, height) > THIN * min(width, height):  # scaled as a whole it would be huge
         pixels = pixels_of(frame.to_image(), side)
     else:

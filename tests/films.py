@@ -36,8 +36,12 @@ def film(
     turn: int = 0,
     keys: int = 12,
     options: dict[str, str] | None = None,
+    shape: int = 1,
 ) -> bytes:
-    """A video file; `stamps` are seconds of frames of variable rate, `turn` degrees by which it is to be shown."""
+    """A video file; `stamps` are seconds of frames of variable rate, `turn` degrees by which it is to be shown.
+
+    Pixels are `shape` times as wide as high.
+    """
     folder = tempfile.TemporaryDirectory()  # FFmpeg reads what it has written again to put an index first
     path = Path(folder.name) / "film"
     with folder, av.open(str(path), "w", format=kind, container_options=options or {}) as container:
@@ -49,6 +53,8 @@ def film(
         stream.codec_context.max_b_frames = 0
         if codec == "mpeg4":
             stream.bit_rate = 4_000_000
+        if shape != 1:
+            stream.codec_context.sample_aspect_ratio = Fraction(shape, 1)
         if turn:
             stream.set_display_rotation(turn)
         if stamps is not None:

@@ -168,6 +168,14 @@ def test_frames_are_their_middle_squares(shape: tuple[int, int]) -> None:
     assert np.abs(row - np.interp(np.linspace(0, cut - 1, 24), np.arange(cut), ramp)).mean() < 20
 
 
+def test_pixels_that_are_wider_than_high_are_shown_so() -> None:
+    frames = np.zeros((3, 48, 32, 3), np.uint8)
+    frames[:, :, 12:20] = 255  # a quarter of the width, so a third of the middle square of 64 x 48
+    with open_video(film(frames, shape=2)) as video:
+        row = video.frames([0.0], 24)[0, 0, 12]
+    assert int((row > 128).sum()) == 8
+
+
 def test_brightness_tells_the_number() -> None:
     assert [number_of(frame.transpose(2, 0, 1)) for frame in numbered(51)] == list(range(51))
     assert STEP * 50 < 256
