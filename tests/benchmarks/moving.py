@@ -1,8 +1,8 @@
 """Rendered videos whose class is how something moves, and nothing else: written as MP4 files by PyAV.
 
-Four letters move alike before a landscape of their own, bright above and warm on the left, under frost that comes
-and goes. Letters, landscape, frost, size, tilt, speed, phase and direction are drawn for each video from the same
-distributions whatever the class, so that a single frame hardly tells it.
+Four letters move alike before a coloured ground, by days and frosty nights. Letters, ground, days, size, tilt, speed,
+phase and direction are drawn for each video from the same distributions whatever the class, so that a single frame
+hardly tells it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _swing(phase: float, sign: int) -> Pose:
 
 
 def _breathe(phase: float, sign: int) -> Pose:
-    return None, None, 0.0, 1 + 0.4 * sign * math.sin(2 * math.pi * phase)
+    return None, None, 0.0, 1 + 0.3 * sign * math.sin(2 * math.pi * phase)
 
 
 def _bounce(phase: float, sign: int) -> Pose:
@@ -69,18 +69,15 @@ MOTIONS: dict[str, Callable[[float, int], Pose]] = {
 }
 
 
-def landscape(rng: np.random.Generator) -> np.ndarray:
-    """(SIDE, SIDE, 3), 0 to 255: bright above and dark below, warm on the left and cold on the right, with blots."""
+def ground(rng: np.random.Generator) -> np.ndarray:
+    """(SIDE, SIDE, 3), 0 to 255: greener above, redder to the right, so that a part shows where it lies; with blots."""
     down, across = np.mgrid[:SIDE, :SIDE] / (SIDE - 1.0)
-    bright = 1 - rng.uniform(0.55, 0.75) * down ** rng.uniform(0.7, 1.4)
-    cold = across ** rng.uniform(0.7, 1.4)
-    pixels = bright[..., None] * np.stack(
-        [1 - 0.7 * cold, np.full_like(cold, rng.uniform(0.5, 0.7)), 0.3 + 0.7 * cold], 2
-    )
+    red, green = across ** rng.uniform(0.8, 1.25), (1 - down) ** rng.uniform(0.8, 1.25)
+    pixels = np.stack([0.1 + 0.9 * red, 0.1 + 0.9 * green, np.full_like(red, 0.5)], 2)
     picture = Image.fromarray((255 * pixels).astype(np.uint8))
     draw = ImageDraw.Draw(picture)
     for _ in range(5):
-        x, y, r = rng.uniform(0, SIDE), rng.uniform(0, SIDE), rng.uniform(1, 4)
+        x, y, r = rng.uniform(0, SIDE), rng.uniform(0, SIDE), rng.uniform(1, 3)
         draw.ellipse((x - r, y - r, x + r, y + r), fill=tuple(int(c) for c in rng.integers(0, 256, 3)))
     return np.asarray(picture, np.float64)
 
@@ -90,35 +87,35 @@ def letter(rng: np.random.Generator) -> Image.Image:
     tile = Image.new("RGBA", (48, 48))
     fill = int(rng.choice((0, 255)))
     text, edge = str(rng.choice(list(string.ascii_uppercase + string.digits))), (255 - fill,) * 3 + (255,)
-    font = ImageFont.load_default(40)
+    font = ImageFont.load_default(48)
     ImageDraw.Draw(tile).text((24, 24), text, (fill,) * 3 + (255,), font, "mm", stroke_width=3, stroke_fill=edge)
     return tile
 
 
 def frames_of(motion: str, rng: np.random.Generator, seconds: float = SECONDS) -> np.ndarray:
     """(t, SIDE, SIDE, 3), uint8: four letters that move alike."""
-    ground, count = landscape(rng), round(seconds * RATE)
-    tiles, size, reach = [letter(rng) for _ in range(4)], rng.uniform(12, 16), rng.uniform(6, 8)
+    behind, count = ground(rng), round(seconds * RATE)
+    tiles, size, reach = [letter(rng) for _ in range(4)], rng.uniform(19, 23), rng.uniform(6, 8)
     places = np.array([(x, y) for x in (0.27, 0.73) for y in (0.27, 0.73)]) * SIDE + rng.uniform(-3, 3, (4, 2))
     speed, phase, sign = rng.uniform(0.5, 0.8), rng.uniform(0, 12), int(rng.choice((-1, 1)))
-    period, begun = math.exp(rng.uniform(math.log(40), math.log(128))), rng.uniform(0, 1)
+    period, begun = math.exp(rng.uniform(math.log(24), math.log(256))), rng.uniform(0, 1)
     frost = np.kron(rng.choice((-1, 1), (SIDE // 3, SIDE // 3)), np.ones((3, 3)))[:, :, None]
     # what a motion leaves as it is has any value that another one gives it, so that one frame tells little
-    aside, tilts, grown = rng.uniform(-1, 1, 2), rng.uniform(0, 1, 4), 1 + 0.4 * math.sin(rng.uniform(0, 2 * math.pi))
+    aside, tilts, grown = rng.uniform(-1, 1, 2), rng.uniform(0, 1, 4), 1 + 0.3 * math.sin(rng.uniform(0, 2 * math.pi))
     found = np.empty((count, SIDE, SIDE, 3), np.uint8)
     for i in range(count):
         px, py, turn, scale = MOTIONS[motion](phase + speed * i / RATE, sign)
         px, py = aside[0] if px is None else px, aside[1] if py is None else py
         side = max(4, round(size * (scale if motion == "breathe" else grown)))
-        frozen = 25 + 25 * math.sin(2 * math.pi * (i / period + begun))
-        frame = Image.fromarray((ground + frozen * frost).clip(0, 255).astype(np.uint8))
+        light = 0.5 + 0.5 * math.sin(2 * math.pi * (i / period + begun))
+        frame = Image.fromarray((behind + 25 * (1 - light) * frost).clip(0, 255).astype(np.uint8))
         for tile, place, tilt in zip(tiles, places, tilts, strict=True):
             drawn = tile.resize((side, side), Image.Resampling.BILINEAR)
             drawn = drawn.rotate(360 * (turn + tilt), Image.Resampling.BILINEAR)
             frame.paste(
                 drawn, (round(place[0] + reach * px - side / 2), round(place[1] + reach * py - side / 2)), drawn
             )
-        found[i] = np.asarray(frame)
+        found[i] = np.asarray(frame) * (0.4 + 0.6 * light)
     return found
 
 

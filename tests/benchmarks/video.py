@@ -1,7 +1,7 @@
 """What a video encoder learns from unlabelled videos whose class is a motion; the gates, and how fast it is.
 
-    python tests/benchmarks/video.py motion out=FOLDER [seeds=0,1,2] [steps=600] [videos=800] [only=stor,byol,shuffled]
-    python tests/benchmarks/video.py ablation out=FOLDER [steps=600] [videos=800] [only=…]
+    python tests/benchmarks/video.py motion out=FOLDER [seeds=0,1,2] [steps=600] [videos=480] [only=stor,byol,shuffled]
+    python tests/benchmarks/video.py ablation out=FOLDER [steps=600] [videos=480] [only=…]
     python tests/benchmarks/video.py speed out=FOLDER
 
 motion    rendered videos (moving.py) never seen before: motion class by neighbours and a linear probe, with STOR, with
@@ -13,6 +13,7 @@ Results: results/video_PART.json. Run alone.
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -130,9 +131,25 @@ def trained(
     return method, round(time.process_time() - begun, 1)
 
 
-def row_of(method: STOR, known: Videos, asked: Videos, pace: int) -> dict[str, Any]:
-    row: dict[str, Any] = {"motion": probed(method.backbone, known, asked, pace)}
-    return row | {"one_frame": probed(method.backbone, known, asked, pace, True), "pretext": pretext(method, asked)}
+def kept(
+    path: Path,
+    name: str,
+    config: PretrainConfig,
+    known: Videos,
+    asked: Videos,
+    weights: dict[str, float],
+    kind: type[STOR],
+) -> dict[str, Any]:
+    """Figures of a training, or those that were kept of it: a benchmark that was stopped goes on."""
+    if path.is_file():
+        return cast(dict[str, Any], json.loads(path.read_text()))
+    method, seconds = trained(name, config, known, path.parent, weights, kind)
+    pace = config.video.pace
+    row: dict[str, Any] = {"cpu_seconds": seconds, "motion": probed(method.backbone, known, asked, pace)}
+    row |= {"one_frame": probed(method.backbone, known, asked, pace, True), "pretext": pretext(method, asked)}
+    print(name, config.seed, row, flush=True)
+    path.write_text(json.dumps(row))
+    return row
 
 
 WAYS: dict[str, tuple[dict[str, float], type[STOR]]] = {
@@ -143,7 +160,7 @@ WAYS: dict[str, tuple[dict[str, float], type[STOR]]] = {
 
 
 def motion(
-    out: str, seeds: str = "0,1,2", steps: str = "600", videos: str = "800", only: str = "stor,byol,shuffled"
+    out: str, seeds: str = "0,1,2", steps: str = "600", videos: str = "480", only: str = "stor,byol,shuffled"
 ) -> None:
     folder, found = Path(out), cast(dict[str, Any], {"untrained": []})
     for seed in map(int, seeds.split(",")):
@@ -155,10 +172,7 @@ def motion(
         for name in only.split(","):
             if name == "shuffled" and seed != 0:
                 continue
-            weights, kind = WAYS[name]
-            method, seconds = trained(name, config, known, folder, weights, kind)
-            row = {"seed": seed, "cpu_seconds": seconds} | row_of(method, known, asked, config.video.pace)
-            print(name, row, flush=True)
+            row = {"seed": seed} | kept(folder / f"{name}-{seed}.json", name, config, known, asked, *WAYS[name])
             found.setdefault(name, []).append(row)
         write_motion(found, config, int(videos), int(steps))
 
@@ -185,7 +199,7 @@ def write_motion(found: dict[str, Any], config: PretrainConfig, videos: int, ste
     write_result("video_motion", {**facts, "means": means, **found})
 
 
-def ablation(out: str, steps: str = "600", videos: str = "800", only: str = "") -> None:
+def ablation(out: str, steps: str = "600", videos: str = "480", only: str = "") -> None:
     folder = Path(out)
     config = settings(folder, 0, int(steps), int(videos))
     known, asked = data(folder, config, int(videos))
@@ -193,9 +207,7 @@ def ablation(out: str, steps: str = "600", videos: str = "800", only: str = "") 
     ways = {"all": {}} | {f"without_{p}": {p: 0.0} for p in parts} | {f"{p}_alone": NONE | {p: 1.0} for p in parts}
     found: dict[str, Any] = {}
     for name in only.split(",") if only else ways:
-        method, seconds = trained(name, config, known, folder / "ablation", ways[name])
-        found[name] = {"cpu_seconds": seconds} | row_of(method, known, asked, config.video.pace)
-        print(name, found[name], flush=True)
+        found[name] = kept(folder / "ablation" / f"{name}.json", name, config, known, asked, ways[name], STOR)
         write_result("video_ablation", {"videos": len(known), "steps": int(steps), "seed": 0, **found})
 
 
