@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from embed.video_backbones import VideoBackbone
-from training.clip_pairs import RATES, draw_boxes, draw_spans
+from training.clip_pairs import RATES, Box, draw_boxes, draw_spans
 from training.clip_views import crop_clips, strengthen
 from training.clips import Videos
 from training.heads import follow, frozen, in_full, mlp
@@ -118,8 +118,9 @@ class STOR(nn.Module):
             raise ConfigError("stor: no videos to draw clips from")
         random = Random(int(torch.randint(2**62, (1,))))
         frames, size, side = self.backbone.frames, self.backbone.size, self.videos.side
-        clips: list[list[np.ndarray]] = [[], []]
-        boxes, turns = [[], []], [[], []]  # type: ignore[var-annotated]
+        clips: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])  # of the first and of the second of each pair
+        boxes: tuple[list[Box], list[Box]] = ([], [])
+        turns: tuple[list[int], list[int]] = ([], [])
         found: dict[str, list[int]] = {"spatial": [], "temporal": [], "pace": []}
         for number in numbers.tolist():
             pair = draw_spans(self.videos.length(number), frames, self.paces, random)
