@@ -70,10 +70,13 @@ MOTIONS: dict[str, Callable[[float, int], Pose]] = {
 
 
 def ground(rng: np.random.Generator) -> np.ndarray:
-    """(SIDE, SIDE, 3), 0 to 255: greener above, redder to the right, so that a part shows where it lies; with blots."""
+    """(SIDE, SIDE, 3), 0 to 255: greener above, redder to the right, of one brightness; with blots.
+
+    So a part of it shows by its hue where it lies, and by its brightness what time of the day it is.
+    """
     down, across = np.mgrid[:SIDE, :SIDE] / (SIDE - 1.0)
     red, green = across ** rng.uniform(0.8, 1.25), (1 - down) ** rng.uniform(0.8, 1.25)
-    pixels = np.stack([0.1 + 0.9 * red, 0.1 + 0.9 * green, np.full_like(red, 0.5)], 2)
+    pixels = np.stack([0.05 + 0.5 * red, 0.05 + 0.5 * green, 0.05 + 0.475 * (2 - red - green)], 2)
     picture = Image.fromarray((255 * pixels).astype(np.uint8))
     draw = ImageDraw.Draw(picture)
     for _ in range(5):

@@ -1,7 +1,7 @@
 """What a video encoder learns from unlabelled videos whose class is a motion; the gates, and how fast it is.
 
-    python tests/benchmarks/video.py motion out=FOLDER [seeds=0,1,2] [steps=600] [videos=480] [only=stor,byol,shuffled]
-    python tests/benchmarks/video.py ablation out=FOLDER [steps=600] [videos=480] [only=…]
+    python tests/benchmarks/video.py motion out=FOLDER [seeds=0,1,2] [steps=1000] [videos=480] [only=stor,byol,shuffled]
+    python tests/benchmarks/video.py ablation out=FOLDER [steps=1000] [videos=480] [only=…]
     python tests/benchmarks/video.py speed out=FOLDER
 
 motion    rendered videos (moving.py) never seen before: motion class by neighbours and a linear probe, with STOR, with
@@ -160,7 +160,7 @@ WAYS: dict[str, tuple[dict[str, float], type[STOR]]] = {
 
 
 def motion(
-    out: str, seeds: str = "0,1,2", steps: str = "600", videos: str = "480", only: str = "stor,byol,shuffled"
+    out: str, seeds: str = "0,1,2", steps: str = "1000", videos: str = "480", only: str = "stor,byol,shuffled"
 ) -> None:
     folder, found = Path(out), cast(dict[str, Any], {"untrained": []})
     for seed in map(int, seeds.split(",")):
@@ -199,7 +199,7 @@ def write_motion(found: dict[str, Any], config: PretrainConfig, videos: int, ste
     write_result("video_motion", {**facts, "means": means, **found})
 
 
-def ablation(out: str, steps: str = "600", videos: str = "480", only: str = "") -> None:
+def ablation(out: str, steps: str = "1000", videos: str = "480", only: str = "") -> None:
     folder = Path(out)
     config = settings(folder, 0, int(steps), int(videos))
     known, asked = data(folder, config, int(videos))
