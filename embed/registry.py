@@ -9,19 +9,26 @@ from pathlib import Path
 from udr.errors import ArtifactError, ConfigError, UnknownNameError
 from udr.types import Encoder
 
-__all__ = ["KINDS", "open_encoder"]
+__all__ = ["KINDS", "open_encoder", "reads_videos"]
 
 
 def _artifact(name: str, device: str) -> Encoder:
-    from embed.image import KIND, load_image_encoder
     from udr.artifacts import read_json
-    from udr.encoder import load_encoder
 
     path = Path(name)
     if not (path / "encoder.json").is_file():
         raise ArtifactError(f"{path}: no encoder folder (it has an encoder.json)")
-    if read_json(path / "encoder.json").get("kind") == KIND:
+    kind = read_json(path / "encoder.json").get("kind")
+    if kind == "image":
+        from embed.image import load_image_encoder
+
         return load_image_encoder(path, device)
+    if kind == "video":
+        from embed.video import load_video_encoder
+
+        return load_video_encoder(path, device)
+    from udr.encoder import load_encoder
+
     return load_encoder(path, device)
 
 
@@ -42,6 +49,15 @@ KINDS: dict[str, Callable[[str, str], Encoder]] = {
     "hf": _vision_model,
     "st": _sentence_transformer,
 }
+
+
+def reads_videos(address: str) -> bool:
+    """True of the folder of a video encoder of ours."""
+    from udr.artifacts import read_json
+
+    kind, _, name = address.partition(":")
+    path = Path(name) / "encoder.json"
+    return kind == "artifact" and path.is_file() and read_json(path).get("kind") == "video"
 
 
 def open_encoder(address: str, device: str = "auto") -> Encoder:

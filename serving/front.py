@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import ValidationError
 
@@ -21,7 +21,7 @@ __all__ = [
     "FIELD",
     "Addressed",
     "addressed",
-    "chat_pictures",
+    "chat_media",
     "chat_query",
     "completion_queries",
     "front_of",
@@ -32,6 +32,7 @@ __all__ = [
 
 FIELD = "udr"  # of a request: settings of the pool's front, for it alone
 _SYSTEM = ("system", "developer")
+_SHOWN: tuple[Literal["image", "video"], ...] = ("image", "video")  # what parts of messages show, as KIND_url
 
 
 class Addressed(NamedTuple):
@@ -86,17 +87,18 @@ def chat_query(body: dict[str, Any]) -> str:
     return _text(_messages(body)[_last_user(_messages(body))])
 
 
-def chat_pictures(body: dict[str, Any]) -> list[MediaBody]:
-    """The pictures of the last user's turn that came as data-URIs; others are the LLM server's to fetch."""
+def chat_media(body: dict[str, Any]) -> list[MediaBody]:
+    """Pictures and clips of the last user's turn that came as data-URIs; others are the LLM server's to fetch."""
     message = _messages(body)[_last_user(_messages(body))]
     content = message.get("content")
     found = []
     for part in content if isinstance(content, list) else []:
-        picture = part.get("image_url") if isinstance(part, dict) else None
-        uri = picture.get("url") if isinstance(picture, dict) else None
-        if isinstance(uri, str) and uri[:5].lower() == "data:":
-            with suppress(ValidationError):  # one too large to be read here goes on all the same
-                found.append(MediaBody(kind="image", uri=uri))
+        for kind in _SHOWN:
+            shown = part.get(f"{kind}_url") if isinstance(part, dict) else None
+            uri = shown.get("url") if isinstance(shown, dict) else None
+            if isinstance(uri, str) and uri[:5].lower() == "data:":
+                with suppress(ValidationError):  # one too large to be read here goes on all the same
+                    found.append(MediaBody(kind=kind, uri=uri))
     return found
 
 

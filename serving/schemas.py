@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints, field_validator, model_validator
 
 from serving.choosing import PassedOver
 from serving.sql.feedback import FeedbackRow
@@ -57,6 +57,7 @@ class Body(BaseModel):
 
 
 _ADDRESS = 4096  # characters of an address at most; data-URIs hold the bytes themselves
+_CLIP, _OTHER = 8_000_000, 1_500_000  # characters of a data-URI: of a clip some 6 MB
 
 
 class MediaBody(Body):
@@ -64,7 +65,9 @@ class MediaBody(Body):
 
     kind: Literal["image", "video", "audio"]
     uri: str = Field(
-        max_length=1_500_000, description="data:image/png;base64,… or an address of up to 4096 characters."
+        max_length=_CLIP,
+        description="data:image/png;base64,… of up to 1,500,000 characters, data:video/mp4;base64,… of 8,000,000, "
+        "or an address of up to 4096.",
     )
 
     @field_validator("uri")
@@ -73,6 +76,12 @@ class MediaBody(Body):
         if len(uri) > _ADDRESS and uri[:5].lower() != "data:":
             raise ValueError(f"an address has at most {_ADDRESS} characters")
         return uri
+
+    @model_validator(mode="after")
+    def _pictures_are_shorter_than_clips(self) -> MediaBody:
+        if self.kind != "video" and len(self.uri) > _OTHER:
+            raise ValueError(f"a data-URI of kind {self.kind} has at most {_OTHER} characters")
+        return self
 
 
 class DemonstrationBody(Body):

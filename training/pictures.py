@@ -20,7 +20,16 @@ from udr.artifacts import read_json, replacing, write_json
 from udr.errors import ArtifactError, DataError
 from udr.types import Progress
 
-__all__ = ["Pictures", "Row", "batches", "most_pictures", "picture_rows", "prepare_pictures", "read_pictures"]
+__all__ = [
+    "Pictures",
+    "Row",
+    "batches",
+    "folder_rows",
+    "most_pictures",
+    "picture_rows",
+    "prepare_pictures",
+    "read_pictures",
+]
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
 AT_ONCE = 64  # pictures a process decodes between two tellings
@@ -49,6 +58,10 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.pixels)
 
+    def batch(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """The pixels of some (n, 3, size, size)."""
+        return np.asarray(self.pixels[rows])
+
     @property
     def classes(self) -> NDArray[np.int64]:
         """Labels as numbers, (n,), in the order of the alphabet.
@@ -76,12 +89,7 @@ def picture_rows(source: Path, split: str | None) -> Iterator[Row]:
             raise DataError(
                 f"{source}: a folder has no splits (set split=null and held_out=null); a table may have some"
             )
-        files = _files(source)
-        nested = any(p.parent != source for p in files)
-        for path in files:
-            if nested and path.parent == source:
-                raise DataError(f"{path}: beside the folders of classes; move it into one")
-            yield str(path.relative_to(source)), path, path.parent.relative_to(source).as_posix() if nested else None
+        yield from folder_rows(source, ENDINGS)
         return
     labelled: set[bool] = set()
     number = 0
@@ -98,8 +106,22 @@ def picture_rows(source: Path, split: str | None) -> Iterator[Row]:
                 yield f"{source.name}:{number}", raw if isinstance(raw, bytes) else b"", label
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in ENDINGS and p.is_file())
+def folder_rows(folder: Path, endings: tuple[str, ...]) -> Iterator[tuple[str, Path, str | None]]:
+    """Name, path and label of each file with such an ending; the label is its subfolder, where there are some.
+
+    Raises:
+        DataError: files beside the folders of classes.
+    """
+    files = _files(folder, endings)
+    nested = any(p.parent != folder for p in files)
+    for path in files:
+        if nested and path.parent == folder:
+            raise DataError(f"{path}: beside the folders of classes; move it into one")
+        yield str(path.relative_to(folder)), path, path.parent.relative_to(folder).as_posix() if nested else None
+
+
+def _files(folder: Path, endings: tuple[str, ...] = ENDINGS) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in endings and p.is_file())
 
 
 def _batches_of(source: Path, split: str | None) -> Iterator[list[dict[str, Any]]]:

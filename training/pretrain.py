@@ -1,9 +1,9 @@
-"""Pre-train an image encoder from unlabelled pictures: `udr pretrain`.
+"""Pre-train an image encoder from unlabelled pictures, or a video encoder from videos: `udr pretrain`.
 
 ::
 
     OUT/config.yaml        the resolved settings; another pre-training's are refused
-    OUT/pictures/          the pictures as one array
+    OUT/pictures/          the pictures as one array; OUT/videos/ the videos
     OUT/tokenizer.pt       CIM's, once it is trained
     OUT/metrics.jsonl      losses and the online probe, drawn in OUT/metrics.png
     OUT/samples.png        CIM's: held-out pictures, corrupted and restored
@@ -26,15 +26,19 @@ from torch import Tensor, nn
 
 from embed.backbones import Backbone, build_backbone
 from embed.image import save_backbone
+from embed.video import save_video_backbone
+from embed.video_backbones import VideoBackbone, build_video_backbone
 from training.augment import build_views
-from training.loop import PROBED, Method, Probe, fit
+from training.loop import PROBED, Material, Method, Probe, fit
 from training.methods.cim import CIM
 from training.methods.densecl import DenseCL
 from training.methods.mec import MEC
 from training.methods.simclr import SimCLR
+from training.methods.stor import STOR
 from training.pictures import Pictures, prepare_pictures
 from training.plots import plot_metrics
 from training.pretrain_settings import LoopSettings, PretrainConfig
+from training.pretrain_videos import read_videos
 from training.run import Report, silent
 from training.samples import draw_samples
 from training.tokenizer import PictureTokenizer
@@ -75,6 +79,9 @@ def build_method(config: PretrainConfig, tokenizer: PictureTokenizer | None = No
         UnknownNameError: no such backbone or augmentation.
     """
     torch.manual_seed(config.seed)
+    if config.method == "stor":
+        clips = build_video_backbone(config.backbone, config.size, config.video.frames)
+        return STOR(clips, **config.stor.model_dump())
     backbone = build_backbone(config.backbone, config.size)
     preset, wanted = config.views or VIEWS[config.method], 1 if config.method == "cim" else 2
     views = build_views(preset, config.size)
@@ -119,20 +126,26 @@ def pretrain(config: PretrainConfig, device: str = "auto", report: Report = sile
     # what cannot be built is told before pictures are read and a tokenizer is trained
     method = build_method(config, PictureTokenizer(config.cim.codes))
     with everyone.main_process_first():  # the others read what it has prepared
-        pictures, probe = _pictures(config, report)
-    if len(pictures) < config.loop.batch:
-        raise ConfigError(f"loop.batch: {config.loop.batch} pictures in a step, and there are {len(pictures)}")
+        material, probe = _material(config, method, report)
+    things = "videos" if config.method == "stor" else "pictures"
+    if len(material) < config.loop.batch:
+        raise ConfigError(f"loop.batch: {config.loop.batch} {things} in a step, and there are {len(material)}")
     if config.method == "cim":
-        method = build_method(config, train_tokenizer(config, pictures, device, report))
-    progress = report(f"{config.method} on {len(pictures)} pictures")
-    lines = fit(cast(nn.Module, method), pictures, config.loop, config.out, config.seed, probe, device, progress)
+        method = build_method(config, train_tokenizer(config, material, device, report))
+    progress = report(f"{config.method} on {len(material)} {things}")
+    lines = fit(cast(nn.Module, method), material, config.loop, config.out, config.seed, probe, device, progress)
     if first:
         with suppress(MissingDependencyError):  # pictures are worth no extra
             plot_metrics(lines, config.out / "metrics.png")
             if isinstance(method, CIM):
                 draw_samples(method, probe.queries.pixels, config.seed, config.out / "samples.png")
-        facts: dict[str, Any] = {"method": config.method, "pictures": len(pictures), "seed": config.seed}
-        save_backbone(method.backbone, folder, facts | {k: v for k, v in lines[-1].items() if k in ("knn", "spread")})
+        facts: dict[str, Any] = {"method": config.method, things: len(material), "seed": config.seed}
+        facts |= {k: v for k, v in lines[-1].items() if k in ("knn", "spread")}
+        if isinstance(method.backbone, VideoBackbone):
+            own = config.video
+            save_video_backbone(method.backbone, folder, facts, rate=own.rate, pace=own.pace, clips=own.clips)
+        else:
+            save_backbone(cast(Backbone, method.backbone), folder, facts)
         (config.out / "checkpoint").unlink(missing_ok=True)
     everyone.wait_for_everyone()
     return folder
@@ -146,6 +159,14 @@ def _hold(config: PretrainConfig, finished: bool) -> None:
         raise ConfigError(f"{path}: begun with other settings; give another out=FOLDER")
     if not begun:
         write_atomically(path, config.dump_yaml().encode())
+
+
+def _material(config: PretrainConfig, method: Method, report: Report) -> tuple[Material, Probe]:
+    if not isinstance(method, STOR):
+        return _pictures(config, report)
+    videos, probe = read_videos(config, report)
+    method.read_from(videos)
+    return videos, probe
 
 
 def _pictures(config: PretrainConfig, report: Report) -> tuple[Pictures, Probe]:
@@ -172,7 +193,7 @@ def _some(pictures: Pictures, rows: np.ndarray) -> Pictures:
     return replace(pictures, pixels=pictures.pixels[rows], names=tuple(pictures.names[i] for i in rows), labels=labels)
 
 
-def train_tokenizer(config: PretrainConfig, pictures: Pictures, device: str, report: Report) -> PictureTokenizer:
+def train_tokenizer(config: PretrainConfig, pictures: Material, device: str, report: Report) -> PictureTokenizer:
     """CIM's tokenizer, trained on the same pictures, or as it was kept."""
     if config.size % PictureTokenizer.STRIDE:
         raise ConfigError(f"size: {config.size} pixels are no multiple of the tokenizer's {PictureTokenizer.STRIDE}")

@@ -9,7 +9,16 @@ from pydantic import Field, field_validator, model_validator
 
 from udr.config import StrictConfig
 
-__all__ = ["CIMSettings", "DenseCLSettings", "LoopSettings", "MECSettings", "PretrainConfig", "SimCLRSettings"]
+__all__ = [
+    "CIMSettings",
+    "DenseCLSettings",
+    "LoopSettings",
+    "MECSettings",
+    "PretrainConfig",
+    "STORSettings",
+    "SimCLRSettings",
+    "VideoSettings",
+]
 
 
 class SimCLRSettings(StrictConfig):
@@ -67,6 +76,33 @@ class CIMSettings(StrictConfig):
         return masked
 
 
+class STORSettings(StrictConfig):
+    """The method of the authors' CSTP code; each weight at 0 leaves its part out."""
+
+    contrastive: float = Field(default=0.1, ge=0)  # weight of the two clips' agreement (BYOL)
+    spatial: float = Field(default=1.0, ge=0)  # of the question how much of the frame they share
+    temporal: float = Field(default=1.0, ge=0)  # of the question how much of the time they share
+    pace: float = Field(default=1.0, ge=0)  # of each clip's pace
+    rotation: float = Field(default=1.0, ge=0)  # of each clip's rotation; without it clips are not turned
+    paces: int = Field(default=4, ge=1, le=8)  # 1, 2, 4, … times as fast
+    momentum: float = Field(default=0.996, ge=0, lt=1)  # of the teacher
+    hidden: int = Field(default=4096, ge=2)  # of the projector and the predictor
+    out: int = Field(default=512, ge=2)  # features that are to agree
+    projector: bool = True  # the authors' R(2+1)D has one, their other backbones none
+    strong: float = Field(default=0.3, ge=0, le=1)  # share of clips that are tilted, coloured and blurred
+
+
+class VideoSettings(StrictConfig):
+    """How videos become clips."""
+
+    frames: int = Field(default=16, ge=2)  # of a clip
+    rate: float = Field(default=25.0, gt=0, le=240)  # frames a second at pace 1
+    side: int = Field(default=0, ge=0)  # pixels of a side that are kept, of which clips are cut; 0: 8/7 of `size`
+    longest: float = Field(default=60.0, gt=0)  # seconds of a video, from its middle
+    pace: int = Field(default=4, ge=1)  # of the clips that are encoded once it is learnt
+    clips: int = Field(default=4, ge=1)  # of a video, evenly spread, whose mean is its vector
+
+
 class LoopSettings(StrictConfig):
     """How any method is trained."""
 
@@ -95,11 +131,11 @@ class PretrainConfig(StrictConfig):
     """One pre-training."""
 
     out: Path  # its folder
-    method: Literal["simclr", "densecl", "mec", "cim"]  # its own settings lie under its name
-    data: Path  # a folder of pictures, or a Parquet table
+    method: Literal["simclr", "densecl", "mec", "cim", "stor"]  # its own settings lie under its name
+    data: Path  # a folder of pictures, or a Parquet table; for stor a folder of videos
     split: str | None = None  # of a table
     held_out: str | None = None  # split of a table whose pictures the online probe asks about; none: a tenth
-    backbone: str = "conv"  # see embed.backbones
+    backbone: str = "conv"  # see embed.backbones, for stor embed.video_backbones
     size: int = Field(default=32, ge=8)  # pixels of a side
     views: str = ""  # the augmentation (see training.augment); none: the method's own, for small pictures
     seed: int = Field(default=0, ge=0, lt=2**32)  # of weights, order, views and masks
@@ -108,3 +144,13 @@ class PretrainConfig(StrictConfig):
     densecl: DenseCLSettings = DenseCLSettings()
     mec: MECSettings = MECSettings()
     cim: CIMSettings = CIMSettings()
+    stor: STORSettings = STORSettings()
+    video: VideoSettings = VideoSettings()
+
+    @model_validator(mode="after")
+    def _videos_lie_in_a_folder(self) -> PretrainConfig:
+        if self.method == "stor" and (self.split or self.held_out or self.views):
+            raise ValueError("stor reads a folder of videos by its own views: leave split, held_out and views out")
+        if 0 < self.video.side < self.size:
+            raise ValueError(f"video.side: clips of {self.size} pixels are cut from no smaller frames")
+        return self

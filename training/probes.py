@@ -9,32 +9,50 @@ are those of `udr probe`: whole splits, the finished encoder.
 from __future__ import annotations
 
 import copy
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from embed.backbones import Backbone
 from udr.types import FloatArray, Progress
 
-__all__ = ["features", "knn_accuracy", "linear_accuracy", "spread"]
+__all__ = ["FeatureNetwork", "features", "knn_accuracy", "linear_accuracy", "spread"]
 
-AT_ONCE = 512  # pictures in one forward pass
+AT_ONCE = 512  # pictures in one forward pass, fewer of large ones and of clips
+VALUES = 1 << 25  # of pixels in one forward pass
 CHUNK = 4096  # rows at a time
 NUMBERS = 1 << 28  # of a linear probe's bank at most
 STEPS = 200  # of L-BFGS at most
 Rows = NDArray[np.float32] | NDArray[np.uint8]  # features (n, d), or pictures as they are (n, 3, s, s)
 
 
-def features(backbone: Backbone, pixels: NDArray[np.uint8]) -> FloatArray:
-    """Pooled features of pictures (n, 3, size, size) without augmentation, float32 (n, d); training mode is kept."""
+class FeatureNetwork(Protocol):
+    """A backbone of pictures or of clips."""
+
+    dim: int
+    training: bool
+
+    @property
+    def device(self) -> torch.device: ...
+    def pooled(self, pixels: torch.Tensor) -> torch.Tensor: ...  # (n, dim)
+    def train(self, mode: bool = True) -> object: ...
+    def eval(self) -> object: ...
+
+
+def features(backbone: FeatureNetwork, pixels: NDArray[np.uint8]) -> FloatArray:
+    """Pooled features without augmentation, float32 (n, d); training mode is kept.
+
+    Shape: pictures (n, 3, size, size), or clips (n, t, 3, size, size) for a backbone of clips.
+    """
     device, was_training = backbone.device, backbone.training
     backbone.eval()
     found = np.empty((len(pixels), backbone.dim), np.float32)
+    at_once = max(1, min(AT_ONCE, VALUES // int(np.prod(pixels.shape[1:]))))
     with torch.inference_mode():
-        for start in range(0, len(pixels), AT_ONCE):
-            part = torch.from_numpy(np.array(pixels[start : start + AT_ONCE])).to(device).float() / 255
+        for start in range(0, len(pixels), at_once):
+            part = torch.from_numpy(np.array(pixels[start : start + at_once])).to(device).float() / 255
             found[start : start + len(part)] = backbone.pooled(part).float().cpu().numpy()
     backbone.train(was_training)
     return found

@@ -35,7 +35,7 @@ def render(spec: TaskSpec, demonstrations: Sequence[Demonstration], query: Query
 def as_messages(spec: TaskSpec, demonstrations: Sequence[Demonstration], query: Query) -> list[dict[str, Any]]:
     """The same as chat messages: each demonstration is a user's turn and the assistant's, the query the last turn.
 
-    Pictures stand before their text, as parts of the turn in the form of OpenAI's API.
+    Pictures stand before their text, as parts of the turn in the form of OpenAI's API, and clips in vLLM's.
     """
     messages = []
     for d in demonstrations:
@@ -47,8 +47,9 @@ def as_messages(spec: TaskSpec, demonstrations: Sequence[Demonstration], query: 
 
 def _content(spec: TaskSpec, text: str, media: Sequence[Media]) -> str | list[dict[str, Any]]:
     text = f"{spec.template.input_prefix}{text}"
-    pictures = [{"type": "image_url", "image_url": {"url": m.address}} for m in media if m.kind == "image"]
-    return [*pictures, {"type": "text", "text": text}] if pictures else text
+    kinds = {"image": "image_url", "video": "video_url"}
+    shown = [{"type": kinds[m.kind], kinds[m.kind]: {"url": m.address}} for m in media if m.kind in kinds]
+    return [*shown, {"type": "text", "text": text}] if shown else text
 
 
 def for_encoder(spec: TaskSpec, demonstrations: Sequence[Demonstration]) -> list[Demonstration]:

@@ -37,7 +37,13 @@ IntArray = NDArray[np.int64]
 Progress = Callable[[int, int], None]  # (done, total): where the work begins, then after each unit
 
 
-SIGNATURES = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif", b"RIFF": "image/webp"}
+SIGNATURES = {
+    b"\x89PNG": "image/png",
+    b"\xff\xd8\xff": "image/jpeg",
+    b"GIF8": "image/gif",
+    b"RIFF": "image/webp",
+    b"\x1aE\xdf\xa3": "video/webm",
+}
 
 
 def _digest(*parts: str) -> str:
@@ -67,7 +73,8 @@ class Media:
         """The address, or the bytes as a data-URI (RFC 2397) of the type that they begin like."""
         if not self.data:
             return self.uri
-        kind = next((t for begin, t in SIGNATURES.items() if self.data.startswith(begin)), "application/octet-stream")
+        other = "video/mp4" if self.kind == "video" else "application/octet-stream"
+        kind = next((t for begin, t in SIGNATURES.items() if self.data.startswith(begin)), other)
         return f"data:{kind};base64,{base64.b64encode(self.data).decode()}"
 
 
