@@ -13,15 +13,22 @@ __all__ = ["KINDS", "open_encoder"]
 
 
 def _artifact(name: str, device: str) -> Encoder:
-    from embed.image import KIND, load_image_encoder
     from udr.artifacts import read_json
-    from udr.encoder import load_encoder
 
     path = Path(name)
     if not (path / "encoder.json").is_file():
         raise ArtifactError(f"{path}: no encoder folder (it has an encoder.json)")
-    if read_json(path / "encoder.json").get("kind") == KIND:
+    kind = read_json(path / "encoder.json").get("kind")
+    if kind == "image":
+        from embed.image import load_image_encoder
+
         return load_image_encoder(path, device)
+    if kind == "cross_modal":
+        from embed.cross_modal import load_cross_modal
+
+        return load_cross_modal(path, device)
+    from udr.encoder import load_encoder
+
     return load_encoder(path, device)
 
 

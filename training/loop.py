@@ -36,7 +36,7 @@ from udr.encoder import autocast
 from udr.errors import ArtifactError, ConfigError, TrainingStopped
 from udr.types import Progress
 
-__all__ = ["PROBED", "Method", "Probe", "fit"]
+__all__ = ["PROBED", "Examples", "Method", "Probe", "fit"]
 
 TOLD_EVERY = 10  # steps between two lines of metrics
 PROBED = 5000  # pictures of the online probe's bank at most, and a fifth as many queries
@@ -49,12 +49,23 @@ class Method(Protocol):
     def backbone(self) -> Backbone: ...
 
     def __call__(self, pictures: Tensor, progress: float) -> dict[str, Tensor]:
-        """Losses of pictures (n, 3, s, s) from 0 to 1, `loss` the one to be made less; `progress` from 0 to 1."""
+        """Losses of pictures (n, 3, s, s) from 0 to 1, `loss` the one to be made less; `progress` from 0 to 1.
+
+        Examples that are no pictures come as they are, such as the numbers of things that the method holds itself.
+        """
         ...
 
     def after_step(self, progress: float) -> None:
         """What follows each step of the optimiser: a teacher that follows, a queue that moves on."""
         ...
+
+
+class Examples(Protocol):
+    """What is learnt from: `pixels` by rows, pictures as uint8 or whatever else the method reads."""
+
+    def __len__(self) -> int: ...
+    @property
+    def pixels(self) -> NDArray[Any]: ...
 
 
 @dataclass(frozen=True)
@@ -106,11 +117,11 @@ def order_of(epoch: int, count: int, seed: int) -> NDArray[np.int64]:
 
 def fit(
     method: nn.Module,
-    pictures: Pictures,
+    pictures: Examples,
     settings: LoopSettings,
     out: Path,
     seed: int = 0,
-    probe: Probe | None = None,
+    probe: Callable[[Any, int], dict[str, float]] | None = None,
     device: str = "auto",
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
@@ -169,7 +180,7 @@ def fit(
     return log.lines
 
 
-def _batch(pictures: Pictures, batch: int, step: int, seed: int) -> NDArray[np.uint8]:
+def _batch(pictures: Examples, batch: int, step: int, seed: int) -> NDArray[Any]:
     a_epoch = len(pictures) // batch
     epoch, place = divmod(step, a_epoch)
     rows = np.sort(order_of(epoch, len(pictures), seed)[place * batch : (place + 1) * batch])  # sorted: read in order
@@ -180,7 +191,8 @@ def _forward(
     trained: nn.Module, device: torch.device, mixed: bool, progress: float, pixels: Tensor
 ) -> dict[str, Tensor]:
     with autocast(device, mixed):
-        losses: dict[str, Tensor] = trained(pixels.to(device).float() / 255, progress)
+        read = pixels.to(device)
+        losses: dict[str, Tensor] = trained(read.float() / 255 if read.dtype == torch.uint8 else read, progress)
         return losses
 
 
@@ -189,7 +201,7 @@ def _step(
     trained: nn.Module,
     optimizer: Any,
     accelerator: Accelerator,
-    pixels: NDArray[np.uint8],
+    pixels: NDArray[Any],
     settings: LoopSettings,
 ) -> dict[str, float]:
     """One step over a batch, in parts where it is accumulated; give its losses."""

@@ -32,6 +32,7 @@ from training.methods.mec import MEC
 from training.methods.simclr import SimCLR
 from training.pictures import Pictures, prepare_pictures
 from training.plots import plot_metrics
+from training.pretrain_cross_modal import train_cross_modal
 from training.pretrain_settings import LoopSettings, PretrainConfig
 from training.run import Report, silent
 from training.tokenizer import PictureTokenizer
@@ -98,6 +99,10 @@ def pretrain(config: PretrainConfig, device: str = "auto", report: Report = sile
     finished = (folder / "encoder.json").is_file()
     _hold(config, finished)
     if finished:
+        return folder
+    if config.method == "cross_modal":
+        train_cross_modal(config, folder, device, report)
+        (config.out / "checkpoint").unlink(missing_ok=True)
         return folder
     # what cannot be built is told before pictures are read and a tokenizer is trained
     method = build_method(config, PictureTokenizer(config.cim.codes))

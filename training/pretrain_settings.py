@@ -9,7 +9,15 @@ from pydantic import Field, field_validator, model_validator
 
 from udr.config import StrictConfig
 
-__all__ = ["CIMSettings", "DenseCLSettings", "LoopSettings", "MECSettings", "PretrainConfig", "SimCLRSettings"]
+__all__ = [
+    "CIMSettings",
+    "CrossModalSettings",
+    "DenseCLSettings",
+    "LoopSettings",
+    "MECSettings",
+    "PretrainConfig",
+    "SimCLRSettings",
+]
 
 
 class SimCLRSettings(StrictConfig):
@@ -67,6 +75,34 @@ class CIMSettings(StrictConfig):
         return masked
 
 
+class CrossModalSettings(StrictConfig):
+    """Liu et al. 2021, arXiv 2106.05438."""
+
+    modalities: tuple[Literal["image", "text", "audio"], ...] = ("image", "text", "audio")
+    languages: tuple[str, ...] = ()  # of captions and speech; none: all
+    dim: int = Field(default=64, ge=2)  # of features and codes
+    out: int = Field(default=128, ge=2)  # of vectors
+    width: int = Field(default=128, ge=2)  # inside the networks of text and sound
+    codes: int = Field(default=256, ge=0)  # V; 0: vectors are continuous alone
+    code_matching_weight: float = Field(default=0.1, ge=0)  # α, of code matching
+    commitment: float = Field(default=0.25, ge=0)  # β
+    warm_start: float = Field(default=0.3, ge=0, le=1)  # share of training before codes begin
+    patience: int = Field(default=300, ge=1)  # steps after which an unused code becomes a copy of a used one
+    temperature: float = Field(default=0.07, gt=0)  # similarities are divided by it at first; then it is learnt
+    composed: float = Field(default=0.5, ge=0, le=1)  # share of pictures put somewhere on a canvas
+    words_dropped: float = Field(default=0.1, ge=0, lt=1)  # share of words that are not read
+    frozen: dict[Literal["image", "text", "audio"], str] = {}  # encoders (KIND:NAME) that are kept as they are
+    slots: int = Field(default=4, ge=1)  # features that a frozen encoder's vector is unfolded into
+
+    @model_validator(mode="after")
+    def _modalities_can_meet(self) -> CrossModalSettings:
+        if len(set(self.modalities)) < 2 or len(set(self.modalities)) != len(self.modalities):
+            raise ValueError("modalities: expected two or three, each once")
+        if set(self.frozen) - set(self.modalities):
+            raise ValueError("frozen: an encoder of a modality that is not among modalities")
+        return self
+
+
 class LoopSettings(StrictConfig):
     """How any method is trained."""
 
@@ -95,8 +131,8 @@ class PretrainConfig(StrictConfig):
     """One pre-training."""
 
     out: Path  # its folder
-    method: Literal["simclr", "densecl", "mec", "cim"]  # its own settings lie under its name
-    data: Path  # a folder of pictures, or a Parquet table
+    method: Literal["simclr", "densecl", "mec", "cim", "cross_modal"]  # its own settings lie under its name
+    data: Path  # a folder of pictures, or a Parquet table; cross_modal: a table with captions
     split: str | None = None  # of a table
     held_out: str | None = None  # split of a table whose pictures the online probe asks about; none: a tenth
     backbone: str = "conv"  # see embed.backbones
@@ -108,3 +144,4 @@ class PretrainConfig(StrictConfig):
     densecl: DenseCLSettings = DenseCLSettings()
     mec: MECSettings = MECSettings()
     cim: CIMSettings = CIMSettings()
+    cross_modal: CrossModalSettings = CrossModalSettings()

@@ -1,0 +1,158 @@
+"""Captioned things as arrays: what a cross-modal training draws its batches from, several variants of each thing."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from embed.audio import frames_of, open_sound
+from embed.cross_modal import Modality, padded
+from embed.media import open_picture, pixels_of
+from embed.towers import grams_of
+from training.captioned import Captioned
+from udr.errors import DataError, UDRWarning
+from udr.types import Encoder, Media, Progress, Query
+
+__all__ = ["Material", "Variants", "prepare_material"]
+
+ROOM = 1.25  # pictures are kept so much larger than they are seen, for crops
+
+
+@dataclass(frozen=True)
+class Variants:
+    """One modality of n things: of thing i the variants starts[i] to starts[i + 1], maybe none.
+
+    Args:
+        starts: (n + 1,).
+        values: of all variants, pixels (m, 3, s, s), letter groups (m, w, g), vectors (m, d), or frames one by one.
+    """
+
+    starts: Tensor
+    values: Tensor | list[NDArray[np.float16]]
+
+    def drawn(self, rows: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Which of the rows have a variant, (n,), and one of each of those, by torch's own state."""
+        first, behind = self.starts[rows], self.starts[rows + 1]
+        there = behind > first
+        places = (first + (torch.rand(len(rows)) * (behind - first)).long())[there]
+        return there, self.at(places)
+
+    def at(self, places: Tensor) -> tuple[Tensor, ...]:
+        """Variants by their places, as a tower reads them."""
+        if isinstance(self.values, Tensor):
+            return (self.values[places],)
+        return padded([self.values[int(place)] for place in places])
+
+
+@dataclass(frozen=True)
+class Material:
+    """Things in all their modalities.
+
+    Args:
+        variants: of each modality.
+        concepts: (n,), equal where two things have the same caption and so are no others to each other.
+        left_out: pictures and sounds that could not be read.
+    """
+
+    variants: dict[Modality, Variants]
+    concepts: Tensor
+    left_out: int = 0
+
+    def __len__(self) -> int:
+        return len(self.concepts)
+
+    @property
+    def pixels(self) -> NDArray[np.int64]:
+        """What the loop hands on: the numbers of things."""
+        return np.arange(len(self))
+
+
+def prepare_material(
+    rows: Sequence[Captioned],
+    size: int,
+    modalities: Sequence[Modality],
+    languages: Sequence[str],
+    frozen: dict[Modality, Encoder],
+    progress: Progress | None = None,
+) -> Material:
+    """Read the pictures, captions and sounds of rows once; what cannot be read is left out, with a warning each.
+
+    Args:
+        rows: the things.
+        size: pixels that a picture is seen at.
+        modalities: which to read.
+        languages: of captions and sounds; none: all.
+        frozen: encoders that read a modality in our place.
+        progress: told the things.
+
+    Raises:
+        DataError: no thing has two of the modalities.
+    """
+    wrong = [0]
+    found: dict[Modality, list[list[object]]] = {modality: [] for modality in modalities}
+    for i, row in enumerate(rows):
+        for modality in modalities:
+            found[modality].append(_readable(row, modality, languages, size, modality in frozen, wrong))
+        if progress:
+            progress(i + 1, len(rows))
+    pairs = sum(sum(bool(found[m][i]) for m in modalities) >= 2 for i in range(len(rows)))
+    if not pairs:
+        raise DataError(f"nothing of {len(rows)} rows has two of {', '.join(modalities)}, so nothing can be learnt")
+    variants = {modality: _stacked(modality, found[modality], frozen.get(modality)) for modality in modalities}
+    captions = [" ".join(row.texts()[:1]).lower() or row.id for row in rows]
+    return Material(variants, torch.from_numpy(np.unique(captions, return_inverse=True)[1]), wrong[0])
+
+
+def _readable(
+    row: Captioned, modality: Modality, languages: Sequence[str], size: int, whole: bool, wrong: list[int]
+) -> list[object]:
+    """The variants of one thing in one modality: pixels, texts or frames; or queries, for another encoder."""
+    if modality == "text":
+        return list(row.texts(languages))
+    if modality == "image":
+        return _tried(lambda: [_query(row, row.image) if whole else _pixels(row, size)], wrong)
+    sounds = [s.sound for s in row.sounds if not languages or s.language in languages]
+    found: list[object] = []
+    for sound in sounds:
+        found += _tried(lambda s=sound: [frames_of(open_sound(s, row.id)).astype(np.float16)], wrong)  # type: ignore[misc]
+    return found
+
+
+def _tried(read: Callable[[], list[object]], wrong: list[int]) -> list[object]:
+    try:
+        return read()
+    except DataError as error:
+        wrong[0] += 1
+        warnings.warn(f"left out: {error}", UDRWarning, stacklevel=2)
+        return []
+
+
+def _pixels(row: Captioned, size: int) -> NDArray[np.uint8]:
+    return pixels_of(open_picture(row.image, row.id), round(ROOM * size))
+
+
+def _query(row: Captioned, image: bytes) -> Query:
+    with Image.open(io.BytesIO(image)) as opened:  # opened here, so that a damaged one is told with its row
+        opened.verify()
+    return Query(row.id, "", media=(Media("image", data=image),))
+
+
+def _stacked(modality: Modality, found: list[list[object]], frozen: Encoder | None) -> Variants:
+    starts = torch.tensor([0, *np.cumsum([len(own) for own in found])])
+    flat = [one for own in found for one in own]
+    if frozen is not None:
+        queries = [Query(f"caption {i}", one) if isinstance(one, str) else one for i, one in enumerate(flat)]
+        return Variants(starts, torch.from_numpy(frozen.encode_queries(queries)))  # type: ignore[arg-type]
+    if modality == "text":
+        return Variants(starts, grams_of(flat))  # type: ignore[arg-type]
+    if modality == "image":
+        return Variants(starts, torch.from_numpy(np.stack(flat)))  # type: ignore[call-overload]
+    return Variants(starts, flat)  # type: ignore[arg-type]
