@@ -145,8 +145,13 @@ class CrossModalEncoder:
         """
         found = np.empty((len(queries), self.dim), np.float32)
         for rows, encoded in self._encoded(queries):
-            found[rows] = self.net.vectors(encoded, self._quantised(encoded)).cpu().numpy()
+            found[rows] = self._vectors(encoded)
         return found
+
+    @torch.inference_mode()
+    def encode_inputs(self, modality: Modality, inputs: tuple[Tensor, ...]) -> FloatArray:
+        """Vectors of what `inputs` gave, float32 (n, d)."""
+        return self._vectors(self.net.encode(modality, inputs))
 
     def encode_demonstrations(self, demonstrations: Sequence[Demonstration], instruction: str = "") -> FloatArray:
         """Vectors of demonstrations' inputs, float32 (m, d)."""
@@ -210,10 +215,12 @@ class CrossModalEncoder:
                 found.append((rows, self.net.encode(modality, inputs)))
         return found
 
-    def _quantised(self, encoded: Encoded) -> Quantised | None:
-        if not self.net.codes or not self.net.quantizer.begun:
-            return None
-        return self.net.quantizer.together([(encoded.features, encoded.valid)])[0]
+    def _vectors(self, encoded: Encoded) -> FloatArray:
+        quantised = None
+        if self.net.codes and self.net.quantizer.begun:
+            (quantised,) = self.net.quantizer.together([(encoded.features, encoded.valid)])
+        vectors: FloatArray = self.net.vectors(encoded, quantised).cpu().numpy()
+        return vectors
 
 
 def padded(frames: Sequence[NDArray[np.floating[Any]]]) -> tuple[Tensor, Tensor]:

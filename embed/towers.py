@@ -19,7 +19,6 @@ BUCKETS = 1 << 13  # of hashed letter groups
 GROUPS = (3, 5)  # letters of a group, least and most
 MOST_GROUPS = 40  # of a word
 MOST_WORDS = 24  # of a caption; what follows is not read
-STRIDE = 8  # frames of 10 ms in a place
 
 Parts = tuple[Tensor, Tensor]  # features (n, l, d), and the places (n, l) that hold one
 
@@ -89,7 +88,7 @@ class AudioTower(nn.Module):
 
     def __init__(self, mels: int, width: int, dim: int) -> None:
         super().__init__()
-        widths, strides = (mels, *[width] * 5), (2, 2, 2, 1, 1)
+        widths, strides = (mels, *[width] * 4), (4, 2, 1, 1)
         self.layers = nn.ModuleList(
             nn.Conv1d(before, after, 5, stride, 2, bias=False)
             for before, after, stride in zip(widths, widths[1:], strides, strict=False)

@@ -89,8 +89,6 @@ PRESETS: dict[str, Callable[[int], Views]] = {
     # Bao et al. 2022, arXiv 2106.08254 (BEiT), which CIM takes: one view
     "beit": lambda size: Views([_pipeline(size, (0.08, 1), (0.4, 0.4, 0.4, 0.0), grey=0.0)]),
     "beit_small": lambda size: Views([_pipeline(size, (0.3, 1), (0.4, 0.4, 0.4, 0.0), grey=0.0)]),
-    # of pictures whose captions name colours: these stay nearly as they are
-    "captioned": lambda size: Views([_pipeline(size, (0.5, 1), (0.3, 0.3, 0.3, 0.02), grey=0.05)]),
 }
 
 

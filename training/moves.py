@@ -6,40 +6,59 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["canvases", "moved_sounds"]
+__all__ = ["moved_pictures", "moved_sounds"]
 
-SCALES = (0.45, 1.0)  # of a picture on its canvas
+SMALLER = (0.45, 1.0)  # sides of a picture on its canvas
+LARGER = (1.0, 1.5)  # of one that is not put on a canvas, and so is cropped
 BESIDE = 0.5  # share of canvases with a second picture
+BESIDE_SIDES = (0.25, 0.5)
+COLOURS = 0.3  # how far brightness, contrast and saturation may go from 1
 SPEEDS = (0.85, 1.18)
 PITCH = 2  # bands of mel that a voice may lie higher or lower
 GAP, BANDS = 12, 6  # frames and bands that are silenced at most
 
 
-def canvases(pictures: Tensor, share: float) -> Tensor:
-    """Put a share of pictures, smaller, somewhere on a white canvas, half of those with a part of another one.
+def moved_pictures(pictures: Tensor, size: int, composed: float) -> Tensor:
+    """Crop, mirror and recolour pictures; put a share of them, smaller, on a white canvas, half beside another one.
 
-    White counts as nothing: where two lie on each other, the darker one is seen.
+    White counts as nothing: where two pictures lie on each other, the darker one is seen.
 
-    Shape: (n, 3, s, s) from 0 to 1, in and out.
+    Shape: (n, 3, any, any) from 0 to 1 -> (n, 3, size, size).
     """
-    n = len(pictures)
-    scale = torch.empty(n, device=pictures.device).uniform_(*SCALES)
-    put = torch.rand(n, device=pictures.device) < share
-    scale = torch.where(put, scale, 1.0)
-    others = put & (torch.rand(n, device=pictures.device) < BESIDE)
-    own = _placed(pictures, scale)
-    beside = _placed(pictures.roll(1, 0), torch.empty(n, device=pictures.device).uniform_(0.25, 0.5))
-    return torch.where(others[:, None, None, None], torch.minimum(own, beside), own)
+    n, device = len(pictures), pictures.device
+    small = torch.rand(n, device=device) < composed
+    scale = torch.where(small, _uniform(n, SMALLER, device), _uniform(n, LARGER, device))
+    seen = _placed(pictures, scale, size)
+    others = (small & (torch.rand(n, device=device) < BESIDE)).nonzero()[:, 0]
+    if len(others):
+        beside = _placed(pictures[(others + 1) % n], _uniform(len(others), BESIDE_SIDES, device), size)
+        seen = seen.index_copy(0, others, torch.minimum(seen[others], beside))
+    return _recoloured(seen)
 
 
-def _placed(pictures: Tensor, scale: Tensor) -> Tensor:
-    """Pictures at a scale (n,), wherever they fit wholly."""
-    room = 1 - scale
-    x, y = ((2 * torch.rand(len(scale), device=scale.device) - 1) * room for _ in range(2))
+def _uniform(n: int, between: tuple[float, float], device: torch.device) -> Tensor:
+    return torch.empty(n, device=device).uniform_(*between)
+
+
+def _placed(pictures: Tensor, scale: Tensor, size: int) -> Tensor:
+    """Pictures at a scale (n,) of the canvas's side, wherever they fit wholly, or wherever they fill it; half mirrored."""
+    n = len(scale)
+    x, y = ((2 * torch.rand(n, device=scale.device) - 1) * (1 - scale).abs() for _ in range(2))
+    mirrored = 1 - 2 * (torch.rand(n, device=scale.device) < 0.5).float()
     zero = torch.zeros_like(scale)
-    rows = [torch.stack([1 / scale, zero, -x / scale], 1), torch.stack([zero, 1 / scale, -y / scale], 1)]
-    grid = F.affine_grid(torch.stack(rows, 1), list(pictures.shape), align_corners=False)
+    rows = [torch.stack([mirrored / scale, zero, -x / scale], 1), torch.stack([zero, 1 / scale, -y / scale], 1)]
+    grid = F.affine_grid(torch.stack(rows, 1), [n, 3, size, size], align_corners=False)
     return 1 - F.grid_sample(1 - pictures, grid, align_corners=False)  # what lies outside is white
+
+
+def _recoloured(pictures: Tensor) -> Tensor:
+    bright, contrast, colour = (
+        _uniform(len(pictures), (1 - COLOURS, 1 + COLOURS), pictures.device)[:, None, None, None] for _ in range(3)
+    )
+    grey = pictures.mean(1, keepdim=True)
+    pictures = grey + colour * (pictures - grey)
+    mean = grey.mean((2, 3), keepdim=True)
+    return (bright * (mean + contrast * (pictures - mean))).clamp(0, 1)
 
 
 def moved_sounds(frames: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

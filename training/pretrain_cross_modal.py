@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from embed.cross_modal import CrossModalEncoder, CrossModalNet, build_net, open_frozen, save_cross_modal
-from training.augment import build_views
 from training.captioned import Captioned, read_captioned
 from training.loop import fit
 from training.material import Material, prepare_material
@@ -43,16 +42,11 @@ def build_cross_modal(config: PretrainConfig, material: Material, frozen: dict[A
     """The method with its untrained networks, drawn from the seed.
 
     Raises:
-        UnknownNameError: no such backbone or augmentation.
-        ConfigError: views that make more than one of each picture.
+        UnknownNameError: no such backbone.
     """
     torch.manual_seed(config.seed)
     net = build_net(**net_shape(config, frozen))
-    preset = config.views or "captioned"
-    views = build_views(preset, config.size)
-    if len(views.pipelines) != 1:
-        raise ConfigError(f"views: {preset} makes {len(views.pipelines)} of each picture, cross_modal takes 1")
-    return CrossModal(net, material, views, **config.cross_modal.model_dump(include=set(OF_METHOD)))
+    return CrossModal(net, material, config.size, **config.cross_modal.model_dump(include=set(OF_METHOD)))
 
 
 def train_cross_modal(config: PretrainConfig, folder: Path, device: str, report: Report) -> None:

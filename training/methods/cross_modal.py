@@ -11,12 +11,11 @@ from torch import Tensor, nn
 
 from embed.cross_modal import CrossModalNet, Encoded, Modality
 from embed.quantizer import Quantised
-from training.augment import Views
 from training.heads import in_full
 from training.losses.cmcm import code_distribution, code_matching
 from training.losses.mms import margin_at, mms
 from training.material import Material
-from training.moves import canvases, moved_sounds
+from training.moves import moved_pictures, moved_sounds
 
 __all__ = ["CrossModal"]
 
@@ -32,7 +31,7 @@ class CrossModal(nn.Module):
     Args:
         net: which is learnt.
         material: the things.
-        views: makes one of each picture.
+        size: pixels of a side that pictures are seen at.
         code_matching_weight: α; 0: codes are learnt, and not matched.
         commitment: β.
         warm_start: share of training without codes.
@@ -45,7 +44,7 @@ class CrossModal(nn.Module):
         self,
         net: CrossModalNet,
         material: Material,
-        views: Views,
+        size: int,
         *,
         code_matching_weight: float = 0.1,
         commitment: float = 0.25,
@@ -55,7 +54,7 @@ class CrossModal(nn.Module):
         words_dropped: float = 0.1,
     ) -> None:
         super().__init__()
-        self.net, self.views = net, views
+        self.net, self.size = net, size
         self.scale = nn.Parameter(torch.tensor(math.log(1 / temperature)))
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
         self._material = material
@@ -95,8 +94,7 @@ class CrossModal(nn.Module):
         """Inputs as they might have been as well."""
         if modality == "image" and inputs[0].dtype == torch.uint8:
             with in_full(inputs[0]):
-                (pictures,) = self.views(inputs[0].float() / 255)
-                return (canvases(pictures, self.composed),)
+                return (moved_pictures(inputs[0].float() / 255, self.size, self.composed),)
         if modality == "text" and inputs[0].dtype == torch.long:
             kept = torch.rand(inputs[0].shape[:2], device=inputs[0].device) >= self.words_dropped
             kept[:, 0] |= ~(kept & (inputs[0] > 0).any(2)).any(1)  # never all of them
