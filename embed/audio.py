@@ -29,9 +29,7 @@ FLOOR = 1e-5  # of energies, below which is silence
 SHORTEST = WINDOW / RATE  # seconds of one frame
 
 
-def open_sound(
-    source: Path | bytes | Media, where: str = "", max_seconds: float = MAX_SECONDS
-) -> NDArray[np.float32]:
+def open_sound(source: Path | bytes | Media, where: str = "", max_seconds: float = MAX_SECONDS) -> NDArray[np.float32]:
     """Decode a sound to one channel of 16 kHz; `where` is how messages name it.
 
     Channels are averaged; samples beyond ±1 are clipped; a silent sound is a sound.
@@ -106,7 +104,7 @@ def log_mel(waves: Tensor, mels: int = MELS) -> Tensor:
     """
     frames = waves.unfold(-1, WINDOW, HOP) * torch.hann_window(WINDOW, device=waves.device, dtype=waves.dtype)
     power = torch.fft.rfft(frames, FFT).abs().square()
-    energies = power @ mel_filters(mels).to(power).T
+    energies: Tensor = power @ mel_filters(mels).to(power).T
     return energies.clamp_min(FLOOR).log()
 
 

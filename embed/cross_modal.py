@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -71,7 +72,7 @@ class CrossModalNet(nn.Module):
         self, towers: Mapping[Modality, nn.Module], dim: int, out: int, codes: int, patience: int = 300
     ) -> None:
         super().__init__()
-        self.towers = nn.ModuleDict(dict(towers))
+        self.towers = nn.ModuleDict({str(name): tower for name, tower in towers.items()})
         self.heads = nn.ModuleDict(
             {
                 name: nn.Sequential(nn.LayerNorm(2 * dim), nn.Linear(2 * dim, out), nn.GELU(), nn.Linear(out, out))
@@ -135,6 +136,17 @@ class CrossModalEncoder:
     @property
     def modalities(self) -> tuple[Modality, ...]:
         return tuple(name for name in MODALITIES if name in self.net.towers)
+
+    @property
+    def side(self) -> int:
+        """Cells of a side of a picture, row by row; 1 where another encoder reads pictures."""
+        if "image" in self.frozen or "image" not in self.net.towers:
+            return 1
+        with torch.inference_mode():
+            device = next(self.net.parameters()).device
+            cells, _ = self.net.towers["image"](torch.zeros(1, 3, self.size, self.size, device=device))
+        count: int = cells.shape[1]
+        return math.isqrt(count)
 
     @torch.inference_mode()
     def encode_queries(self, queries: Sequence[Query], instruction: str = "") -> FloatArray:

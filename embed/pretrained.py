@@ -71,7 +71,10 @@ class SentenceTransformerEncoder:
         Raises:
             DataError: a picture that cannot be opened.
         """
-        inputs = [open_picture(picture_of(q), q.id) if q.media else q.input for q in queries]
+        pictures = [any(m.kind == "image" for m in q.media) for q in queries]
+        inputs = [
+            open_picture(picture_of(q), q.id) if shown else q.input for q, shown in zip(queries, pictures, strict=True)
+        ]
         if not inputs:
             return np.empty((0, self.dim), np.float32)
         encode = self.model.encode

@@ -45,9 +45,7 @@ def words_of(text: str) -> list[str]:
 def _groups(word: str) -> list[int]:
     """A word and its groups of letters as numbers from 1: the same in every process and for ever."""
     framed = f"<{word}>"
-    parts = [framed] + [
-        framed[i : i + n] for n in range(GROUPS[0], GROUPS[1] + 1) for i in range(len(framed) - n + 1)
-    ]
+    parts = [framed] + [framed[i : i + n] for n in range(GROUPS[0], GROUPS[1] + 1) for i in range(len(framed) - n + 1)]
     return [1 + zlib.crc32(p.encode("utf-8", "surrogatepass")) % BUCKETS for p in parts[:MOST_GROUPS]]
 
 
@@ -69,7 +67,9 @@ class TextTower(nn.Module):
 
     def __init__(self, width: int, dim: int) -> None:
         super().__init__()
-        self.groups = nn.Embedding(BUCKETS + 1, width, padding_idx=0)
+        start = 0.05 * torch.randn(BUCKETS + 1, width)  # small, so that training soon outweighs the draw
+        start[0] = 0
+        self.groups = nn.Embedding(BUCKETS + 1, width, padding_idx=0, _weight=start)
         self.norm = nn.LayerNorm(width)
         self.beside = nn.Conv1d(width, width, 3, padding=1)
         self.last = nn.Linear(width, dim)
@@ -88,19 +88,19 @@ class AudioTower(nn.Module):
 
     def __init__(self, mels: int, width: int, dim: int) -> None:
         super().__init__()
-        widths, strides = (mels, *[width] * 4), (4, 2, 1, 1)
+        widths, self.strides = (mels, *[width] * 4), (4, 2, 1, 1)
         self.layers = nn.ModuleList(
             nn.Conv1d(before, after, 5, stride, 2, bias=False)
-            for before, after, stride in zip(widths, widths[1:], strides, strict=False)
+            for before, after, stride in zip(widths, widths[1:], self.strides, strict=False)
         )
-        self.norms = nn.ModuleList(nn.BatchNorm1d(width) for _ in strides)
+        self.norms = nn.ModuleList(nn.BatchNorm1d(width) for _ in self.strides)
         self.last = nn.Linear(width, dim)
 
     def forward(self, frames: Tensor, lengths: Tensor) -> Parts:
         sound = frames.transpose(1, 2)
-        for layer, norm in zip(self.layers, self.norms, strict=True):
+        for layer, norm, stride in zip(self.layers, self.norms, self.strides, strict=True):
             out = F.relu(norm(layer(sound)))
-            lengths = (lengths + layer.stride[0] - 1) // layer.stride[0]
+            lengths = (lengths + stride - 1) // stride
             valid = torch.arange(out.shape[2], device=out.device)[None] < lengths[:, None]
             # silence behind a sound is nothing, or a sound in a batch would differ from the same one alone
             sound = (out + sound if out.shape == sound.shape else out) * valid[:, None]

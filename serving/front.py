@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import ValidationError
 
@@ -21,7 +21,7 @@ __all__ = [
     "FIELD",
     "Addressed",
     "addressed",
-    "chat_pictures",
+    "chat_media",
     "chat_query",
     "completion_queries",
     "front_of",
@@ -86,18 +86,28 @@ def chat_query(body: dict[str, Any]) -> str:
     return _text(_messages(body)[_last_user(_messages(body))])
 
 
-def chat_pictures(body: dict[str, Any]) -> list[MediaBody]:
-    """The pictures of the last user's turn that came as data-URIs; others are the LLM server's to fetch."""
+def chat_media(body: dict[str, Any]) -> list[MediaBody]:
+    """Pictures of the last user's turn that came as data-URIs, and its sounds; others are the LLM server's to fetch."""
     message = _messages(body)[_last_user(_messages(body))]
     content = message.get("content")
     found = []
     for part in content if isinstance(content, list) else []:
-        picture = part.get("image_url") if isinstance(part, dict) else None
-        uri = picture.get("url") if isinstance(picture, dict) else None
+        if not isinstance(part, dict):
+            continue
+        kind, uri = _embedded(part)
         if isinstance(uri, str) and uri[:5].lower() == "data:":
             with suppress(ValidationError):  # one too large to be read here goes on all the same
-                found.append(MediaBody(kind="image", uri=uri))
+                found.append(MediaBody(kind=kind, uri=uri))
     return found
+
+
+def _embedded(part: dict[str, Any]) -> tuple[Literal["image", "audio"], Any]:
+    """The address of a part's picture, or its sound as a data-URI."""
+    sound = part.get("input_audio")
+    if isinstance(sound, dict) and isinstance(sound.get("data"), str):
+        return "audio", f"data:audio/{sound.get('format', 'wav')};base64,{sound['data']}"
+    picture = part.get("image_url")
+    return "image", picture.get("url") if isinstance(picture, dict) else None
 
 
 def with_turns(body: dict[str, Any], spec: TaskSpec, prompt: Prompt) -> dict[str, Any]:
@@ -128,7 +138,7 @@ def _messages(body: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _last_user(messages: Sequence[dict[str, Any]]) -> int:
-    found = [i for i, m in enumerate(messages) if m.get("role") == "user" and _text(m)]
+    found = [i for i, m in enumerate(messages) if m.get("role") == "user" and (_text(m) or _speaks(m))]
     if not found:
         raise ConfigError("messages: none of a user with text, so there is nothing to retrieve for")
     return found[-1]
@@ -140,6 +150,11 @@ def _text(message: dict[str, Any]) -> str:
         return content
     parts = content if isinstance(content, list) else []
     return "\n".join(p["text"] for p in parts if isinstance(p, dict) and isinstance(p.get("text"), str))
+
+
+def _speaks(message: dict[str, Any]) -> bool:
+    content = message.get("content")
+    return isinstance(content, list) and any(isinstance(p, dict) and "input_audio" in p for p in content)
 
 
 def _with_text(message: dict[str, Any], text: str) -> dict[str, Any]:
@@ -154,6 +169,8 @@ def _with_text(message: dict[str, Any], text: str) -> dict[str, Any]:
         elif not placed:
             parts.append({**part, "text": text})
             placed = True
+    if not placed:  # a turn that is a sound alone
+        parts.append({"type": "text", "text": text})
     return {**message, "content": parts}
 
 

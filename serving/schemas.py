@@ -64,7 +64,8 @@ class MediaBody(Body):
 
     kind: Literal["image", "video", "audio"]
     uri: str = Field(
-        max_length=1_500_000, description="data:image/png;base64,… or an address of up to 4096 characters."
+        max_length=1_500_000,
+        description="data:image/png;base64,…, data:audio/wav;base64,… or an address of up to 4096 characters.",
     )
 
     @field_validator("uri")

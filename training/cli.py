@@ -41,6 +41,8 @@ EXTRAS = {"torch": "lm", "transformers": "lm", "safetensors": "lm", "httpx2": "l
 EXTRAS |= dict.fromkeys(("fastapi", "uvicorn", "sqlalchemy", "alembic", "structlog", "pydantic_settings"), "serve")
 EXTRAS |= {
     "PIL": "embed",
+    "soundfile": "embed",
+    "soxr": "embed",
     "kornia": "pretrain",
     "accelerate": "lm",
     "matplotlib": "eval",

@@ -1,7 +1,8 @@
-"""The commands of image encoders: `udr pretrain`, `udr probe`, `udr embed`."""
+"""The commands of image encoders and cross-modal ones: `udr pretrain`, `udr probe`, `udr embed`, `udr codes`."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -46,19 +47,25 @@ def probe(
     asked: Annotated[str, typer.Option(help="Split that is asked.")] = "test",
     k: Annotated[int, typer.Option(min=1, help="Neighbours.")] = 20,
     cache: Annotated[Path, typer.Option(help="Folder for the pictures as arrays.")] = Path("runs/pictures"),
+    language: Annotated[str, typer.Option(help="Of captions and speech, for a cross-modal encoder; none: any.")] = "",
+    voice: Annotated[str, typer.Option(help="Who speaks (human, espeak-m7); none: anyone.")] = "",
     as_json: Json = False,
 ) -> None:
-    """kNN and linear accuracy of a frozen encoder, beside raw pixels."""
+    """kNN and linear accuracy of a frozen image encoder beside raw pixels; recall of a cross-modal one."""
     from embed.image import load_image_encoder
     from training.pictures import prepare_pictures
     from training.probes import features, knn_accuracy, linear_accuracy
     from training.progress import hush_transformers, reporting
+    from udr.artifacts import read_json
     from udr.errors import ConfigError
 
     hush_transformers()
     kind, _, name = encoder.partition(":")
     if kind != "artifact":
         raise ConfigError("--encoder: probes read encoders of ours, artifact:FOLDER")
+    if read_json(Path(name) / "encoder.json").get("kind") == "cross_modal":
+        _probe_directions(Path(name), data, asked, language, voice, as_json)
+        return
     backbone = load_image_encoder(Path(name)).backbone
     with reporting(console) as report:
         known, queries = (
@@ -81,6 +88,54 @@ def probe(
     print_result(rows, as_json, "\n".join(lines))
 
 
+def _probe_directions(encoder: Path, data: Path, split: str, language: str, voice: str, as_json: bool) -> None:
+    from embed.cross_modal import load_cross_modal
+    from training.captioned import read_captioned
+    from training.retrieval import directions
+
+    rows = read_captioned(data, split)
+    found = directions(load_cross_modal(encoder), rows, language, voice)
+    lines = [f"{'':14} {'R@1':>7} {'R@5':>7} {'R@10':>7} {'median':>7} {'of':>5}"]
+    lines += [
+        f"{title:14} {row['R@1']:7.4f} {row['R@5']:7.4f} {row['R@10']:7.4f} {row['median_rank']:7.1f} {row['n']:5.0f}"
+        for title, row in found.items()
+    ]
+    print_result(found, as_json, "\n".join(lines))
+
+
+def codes(
+    data: Annotated[Path, typer.Argument(metavar="PARQUET", help="Pictures with captions.")],
+    encoder: EncoderAddress,
+    out: Annotated[Path, typer.Option(metavar="FILE.html|FILE.json", help="The report.")],
+    split: Split = None,
+    language: Annotated[str, typer.Option(help="Of captions and speech; none: any.")] = "",
+    voice: Annotated[str, typer.Option(help="Who speaks; none: anyone.")] = "",
+) -> None:
+    """What each code of a cross-modal encoder means, in pictures and words, and how purely."""
+    from embed.cross_modal import load_cross_modal
+    from training.captioned import read_captioned
+    from training.codes import code_meanings, report_html
+    from training.progress import hush_transformers
+    from udr.artifacts import write_atomically
+    from udr.errors import ConfigError
+
+    hush_transformers()
+    kind, _, name = encoder.partition(":")
+    if kind != "artifact":
+        raise ConfigError("--encoder: codes are of encoders of ours, artifact:FOLDER")
+    if out.suffix not in (".html", ".json"):
+        raise ConfigError(f"--out {out}: expected a name that ends in .html or .json")
+    opened, rows = load_cross_modal(Path(name)), read_captioned(data, split)
+    meanings = code_meanings(opened, rows, language, voice)
+    if out.suffix == ".json":
+        written = json.dumps([m.as_dict() for m in meanings], ensure_ascii=False, indent=1) + "\n"
+    else:
+        written = report_html(meanings, rows, opened.side, f"Codes of {name}")
+    write_atomically(out, written.encode())
+    used = sum(any(m.used.values()) for m in meanings)
+    typer.echo(f"{out}: {used} of {len(meanings)} codes in use")
+
+
 def embed(
     data: Annotated[Path, typer.Argument(metavar="FOLDER|PARQUET", help="Pictures.")],
     encoder: EncoderAddress,
@@ -99,5 +154,5 @@ def embed(
 
 def add_commands(app: typer.Typer) -> None:
     """Put the commands on the command line."""
-    for command in (pretrain, probe, embed):
+    for command in (pretrain, probe, embed, codes):
         app.command()(command)

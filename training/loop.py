@@ -169,7 +169,7 @@ def fit(
             speed = settings.batch / (time.perf_counter() - began)
             line: dict[str, Any] = {"step": step, "lr": rate, **told, "pictures_per_s": round(speed, 1)}
             if ends_epoch and probe:
-                line |= probe(method.backbone, settings.knn)  # type: ignore[arg-type]
+                line |= probe(method.backbone, settings.knn)
                 _check_spread(line["spread"], settings, step / steps)
             log.add(line)
         if (step + 1) % settings.checkpoint_every == 0 and step + 1 < steps:

@@ -6,6 +6,8 @@ import io
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,20 +61,22 @@ class Material:
     Args:
         variants: of each modality.
         concepts: (n,), equal where two things have the same caption and so are no others to each other.
+        order: (m,), the things as they are drawn from, some maybe more than once.
         left_out: pictures and sounds that could not be read.
     """
 
     variants: dict[Modality, Variants]
     concepts: Tensor
+    order: NDArray[np.int64]
     left_out: int = 0
 
     def __len__(self) -> int:
-        return len(self.concepts)
+        return len(self.order)
 
     @property
     def pixels(self) -> NDArray[np.int64]:
         """What the loop hands on: the numbers of things."""
-        return np.arange(len(self))
+        return self.order
 
 
 def prepare_material(
@@ -81,6 +85,7 @@ def prepare_material(
     modalities: Sequence[Modality],
     languages: Sequence[str],
     frozen: dict[Modality, Encoder],
+    order: NDArray[np.int64] | None = None,
     progress: Progress | None = None,
 ) -> Material:
     """Read the pictures, captions and sounds of rows once; what cannot be read is left out, with a warning each.
@@ -91,6 +96,7 @@ def prepare_material(
         modalities: which to read.
         languages: of captions and sounds; none: all.
         frozen: encoders that read a modality in our place.
+        order: the rows as they are to be drawn from; none: each once.
         progress: told the things.
 
     Raises:
@@ -108,7 +114,8 @@ def prepare_material(
         raise DataError(f"nothing of {len(rows)} rows has two of {', '.join(modalities)}, so nothing can be learnt")
     variants = {modality: _stacked(modality, found[modality], frozen.get(modality)) for modality in modalities}
     captions = [" ".join(row.texts()[:1]).lower() or row.id for row in rows]
-    return Material(variants, torch.from_numpy(np.unique(captions, return_inverse=True)[1]), wrong[0])
+    concepts = torch.from_numpy(np.unique(captions, return_inverse=True)[1])
+    return Material(variants, concepts, np.arange(len(rows)) if order is None else order, wrong[0])
 
 
 def _readable(
@@ -122,8 +129,12 @@ def _readable(
     sounds = [s.sound for s in row.sounds if not languages or s.language in languages]
     found: list[object] = []
     for sound in sounds:
-        found += _tried(lambda s=sound: [frames_of(open_sound(s, row.id)).astype(np.float16)], wrong)  # type: ignore[misc]
+        found += _tried(partial(_frames, sound, row.id), wrong)
     return found
+
+
+def _frames(sound: bytes, where: str) -> list[object]:
+    return [frames_of(open_sound(sound, where)).astype(np.float16)]
 
 
 def _tried(read: Callable[[], list[object]], wrong: list[int]) -> list[object]:
@@ -147,12 +158,12 @@ def _query(row: Captioned, image: bytes) -> Query:
 
 def _stacked(modality: Modality, found: list[list[object]], frozen: Encoder | None) -> Variants:
     starts = torch.tensor([0, *np.cumsum([len(own) for own in found])])
-    flat = [one for own in found for one in own]
+    flat: list[Any] = [one for own in found for one in own]
     if frozen is not None:
         queries = [Query(f"caption {i}", one) if isinstance(one, str) else one for i, one in enumerate(flat)]
-        return Variants(starts, torch.from_numpy(frozen.encode_queries(queries)))  # type: ignore[arg-type]
+        return Variants(starts, torch.from_numpy(frozen.encode_queries(queries)))
     if modality == "text":
-        return Variants(starts, grams_of(flat))  # type: ignore[arg-type]
+        return Variants(starts, grams_of(flat))
     if modality == "image":
-        return Variants(starts, torch.from_numpy(np.stack(flat)))  # type: ignore[call-overload]
-    return Variants(starts, flat)  # type: ignore[arg-type]
+        return Variants(starts, torch.from_numpy(np.stack(flat)))
+    return Variants(starts, flat)

@@ -41,7 +41,7 @@ def _uniform(n: int, between: tuple[float, float], device: torch.device) -> Tens
 
 
 def _placed(pictures: Tensor, scale: Tensor, size: int) -> Tensor:
-    """Pictures at a scale (n,) of the canvas's side, wherever they fit wholly, or wherever they fill it; half mirrored."""
+    """Pictures at a scale (n,) of the canvas's side, wherever they fit or fill it; half of them mirrored."""
     n = len(scale)
     x, y = ((2 * torch.rand(n, device=scale.device) - 1) * (1 - scale).abs() for _ in range(2))
     mirrored = 1 - 2 * (torch.rand(n, device=scale.device) < 0.5).float()

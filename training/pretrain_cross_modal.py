@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from embed.cross_modal import CrossModalEncoder, CrossModalNet, build_net, open_frozen, save_cross_modal
@@ -80,14 +81,16 @@ def train_cross_modal(config: PretrainConfig, folder: Path, device: str, report:
         plot_metrics(lines, config.out / "metrics.png")
     facts: dict[str, Any] = {"method": "cross_modal", "things": len(material), "seed": config.seed}
     facts |= {k: v for k, v in lines[-1].items() if k in ("recall_at_10", "spread", "perplexity")}
-    kept = {m: {"address": own.frozen[m], "fingerprint": e.fingerprint} for m, e in frozen.items()}  # type: ignore[index]
+    kept = {m: {"address": own.frozen[m], "fingerprint": e.fingerprint} for m, e in frozen.items()}
     save_cross_modal(method.net, folder, net_shape(config, frozen) | {"frozen_encoders": kept}, facts)
 
 
 def _material(config: PretrainConfig, rows: list[Captioned], frozen: dict[Any, Encoder], report: Report) -> Material:
     own = config.cross_modal
+    more = [row for table in own.more_data for row in read_captioned(table)]
     progress = report(f"reading {config.data.name}")
-    material = prepare_material(rows, config.size, own.modalities, own.languages, frozen, progress)
+    order = np.concatenate([np.tile(np.arange(len(rows)), own.repeat), np.arange(len(rows), len(rows) + len(more))])
+    material = prepare_material([*rows, *more], config.size, own.modalities, own.languages, frozen, order, progress)
     if material.left_out:
         report(f"{material.left_out} pictures and sounds left out")(0, 0)
     if len(material) < config.loop.batch:
@@ -97,5 +100,3 @@ def _material(config: PretrainConfig, rows: list[Captioned], frozen: dict[Any, E
 
 def _as_encoder(net: CrossModalNet, config: PretrainConfig, frozen: dict[Any, Encoder]) -> CrossModalEncoder:
     return CrossModalEncoder(net, config.size, frozen, "in training")
-
-

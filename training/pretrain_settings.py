@@ -80,6 +80,8 @@ class CrossModalSettings(StrictConfig):
 
     modalities: tuple[Literal["image", "text", "audio"], ...] = ("image", "text", "audio")
     languages: tuple[str, ...] = ()  # of captions and speech; none: all
+    more_data: tuple[Path, ...] = ()  # further tables, all of whose rows are learnt from
+    repeat: int = Field(default=1, ge=1)  # times that a thing of `data` is seen for once of those of `more_data`
     dim: int = Field(default=64, ge=2)  # of features and codes
     out: int = Field(default=128, ge=2)  # of vectors
     width: int = Field(default=128, ge=2)  # inside the networks of text and sound
@@ -89,9 +91,9 @@ class CrossModalSettings(StrictConfig):
     warm_start: float = Field(default=0.3, ge=0, le=1)  # share of training before codes begin
     patience: int = Field(default=300, ge=1)  # steps after which an unused code becomes a copy of a used one
     temperature: float = Field(default=0.07, gt=0)  # similarities are divided by it at first; then it is learnt
-    composed: float = Field(default=0.5, ge=0, le=1)  # share of pictures put somewhere on a canvas
+    composed: float = Field(default=0.3, ge=0, le=1)  # share of pictures put somewhere on a canvas
     words_dropped: float = Field(default=0.1, ge=0, lt=1)  # share of words that are not read
-    frozen: dict[Literal["image", "text", "audio"], str] = {}  # encoders (KIND:NAME) that are kept as they are
+    frozen: dict[Literal["image", "text", "audio"], str] = Field(default={})  # encoders (KIND:NAME), kept as they are
     slots: int = Field(default=4, ge=1)  # features that a frozen encoder's vector is unfolded into
 
     @model_validator(mode="after")

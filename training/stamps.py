@@ -114,7 +114,7 @@ def _row(folder: Path, path: Path, counts: dict[str, int], voices: Sequence[str]
         counts["unreadable"] += 1
         return None
     split = _split(name)
-    human = [Sound(*words, "human", sound) for *words, sound in _spoken(path)]  # type: ignore[arg-type]
+    human = list(_spoken(path))
     spoken = dict(captions)
     # of a voice that training never hears, test rows have one recording; the other voices speak for training
     mine = voices[-1:] if split == "test" else voices[:-1]
@@ -152,10 +152,7 @@ def read_stamps(path: Path) -> tuple[tuple[str, str], ...]:
 
 def _png(path: Path) -> bytes:
     """The picture on a white square, as PNG of at most `SIDE` pixels."""
-    if path.suffix == ".svg":
-        picture = open_picture(_drawn(path), str(path))
-    else:
-        picture = open_picture(path)
+    picture = open_picture(_drawn(path) if path.suffix == ".svg" else path, str(path))
     side = max(picture.size)
     square = Image.new("RGB", (side, side), "white")
     square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
@@ -177,8 +174,8 @@ def _drawn(path: Path) -> bytes:
         raise DataError(f"{path}: no SVG that can be drawn ({str(error).splitlines()[0]})") from None
 
 
-def _spoken(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Language and bytes of each spoken caption that can be read."""
+def _spoken(path: Path) -> Iterator[Sound]:
+    """The spoken captions that can be read."""
     for sound in sorted(path.parent.glob(f"{path.stem}_desc*.ogg")):
         language = sound.stem.removeprefix(f"{path.stem}_desc").lstrip("_") or "en"
         raw = sound.read_bytes()
@@ -187,7 +184,7 @@ def _spoken(path: Path) -> Iterator[tuple[str, bytes]]:
         except DataError as error:
             warnings.warn(f"left out: {error}", UDRWarning, stacklevel=2)
             continue
-        yield language, raw
+        yield Sound(language, "human", raw)
 
 
 def speak(text: str, language: str, voice: str, speed: int) -> bytes:

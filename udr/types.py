@@ -37,7 +37,15 @@ IntArray = NDArray[np.int64]
 Progress = Callable[[int, int], None]  # (done, total): where the work begins, then after each unit
 
 
-SIGNATURES = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif", b"RIFF": "image/webp"}
+SIGNATURES = {
+    b"\x89PNG": "image/png",
+    b"\xff\xd8\xff": "image/jpeg",
+    b"GIF8": "image/gif",
+    b"OggS": "audio/ogg",
+    b"fLaC": "audio/flac",
+    b"ID3": "audio/mpeg",
+    b"\xff\xfb": "audio/mpeg",
+}
 
 
 def _digest(*parts: str) -> str:
@@ -68,6 +76,8 @@ class Media:
         if not self.data:
             return self.uri
         kind = next((t for begin, t in SIGNATURES.items() if self.data.startswith(begin)), "application/octet-stream")
+        if self.data.startswith(b"RIFF"):
+            kind = "audio/wav" if self.data[8:12] == b"WAVE" else "image/webp"
         return f"data:{kind};base64,{base64.b64encode(self.data).decode()}"
 
 

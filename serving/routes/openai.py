@@ -21,7 +21,7 @@ from serving.errors import OPENAI_PROBLEMS
 from serving.front import (
     FIELD,
     addressed,
-    chat_pictures,
+    chat_media,
     chat_query,
     completion_queries,
     front_of,
@@ -54,7 +54,7 @@ async def chat(request: Request, parts: Service, caller: By) -> Response:
         return with_turns(body, spec, prompts[0]) if front.style == "turns" else with_text(body, prompts[0])
 
     def asked(body: dict[str, Any]) -> list[QueryBody | str]:
-        return [QueryBody(input=chat_query(body), choices=[], media=chat_pictures(body))]
+        return [QueryBody(input=chat_query(body), choices=[], media=chat_media(body))]
 
     return await _forward(request, parts, caller, asked, placed)
 

@@ -91,14 +91,11 @@ def test_what_is_no_sound_is_told_in_one_line(tmp_path: Path) -> None:
 
 
 def test_a_broken_ogg_is_read_as_far_as_it_goes_or_told() -> None:
-    raw = tone(16_000, 2, form="OGG")
-    for cut in (len(raw) // 2, 200, 60):
-        try:
-            assert 0 < len(open_sound(raw[:cut])) <= 2 * RATE
-        except DataError as error:
-            assert "sound" in str(error)
-    with pytest.raises(DataError):
-        open_sound(raw[:60])
+    raw = tone(16_000, 20, form="OGG")
+    assert 0 < len(open_sound(raw[: 2 * len(raw) // 3])) < 20 * RATE
+    for cut in (200, 60):
+        with pytest.raises(DataError, match="sound"):
+            open_sound(raw[:cut])
 
 
 def test_log_mel_is_what_transformers_computes() -> None:

@@ -40,6 +40,8 @@ class CrossModal(nn.Module):
         words_dropped: share of words that are not read.
     """
 
+    steps: Tensor
+
     def __init__(
         self,
         net: CrossModalNet,
@@ -50,7 +52,7 @@ class CrossModal(nn.Module):
         commitment: float = 0.25,
         warm_start: float = 0.3,
         temperature: float = 0.07,
-        composed: float = 0.5,
+        composed: float = 0.3,
         words_dropped: float = 0.1,
     ) -> None:
         super().__init__()
@@ -139,9 +141,7 @@ class CrossModal(nn.Module):
         return {"loss": found["mms"] + self.alpha * found["cmcm"] + self.beta * found["commitment"]} | found
 
     def _distributions(self, encoded: Mapping[Modality, Encoded]) -> dict[Modality, Tensor]:
-        return {
-            m: code_distribution(self.net.quantizer.probabilities(e.features), e.valid) for m, e in encoded.items()
-        }
+        return {m: code_distribution(self.net.quantizer.probabilities(e.features), e.valid) for m, e in encoded.items()}
 
 
 def _shared(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
