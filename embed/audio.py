@@ -25,6 +25,7 @@ FORMATS = ("WAV", "WAVEX", "OGG", "FLAC", "AIFF", "MP3")  # those that libsndfil
 MELS = 40  # bands
 WINDOW, HOP = 400, 160  # samples: 25 ms and 10 ms
 FFT = 512
+SPREAD = 4.0  # roughly, of logarithms of energies of speech
 FLOOR = 1e-5  # of energies, below which is silence
 SHORTEST = WINDOW / RATE  # seconds of one frame
 
@@ -109,10 +110,12 @@ def log_mel(waves: Tensor, mels: int = MELS) -> Tensor:
 
 
 def frames_of(wave: NDArray[np.float32], mels: int = MELS) -> NDArray[np.float32]:
-    """Log-mel frames of one sound, less their mean over time, so that how loud it is does not matter.
+    """Log-mel frames of one sound as networks read them: less their mean, so that how loud it is does not matter.
+
+    It is one mean over time and bands; the mean of each band would take away what a steady sound is.
 
     Shape: (t,) -> (frames, mels).
     """
     found = log_mel(torch.from_numpy(wave), mels)
-    frames: NDArray[np.float32] = (found - found.mean(0)).numpy()
+    frames: NDArray[np.float32] = ((found - found.mean()) / SPREAD).numpy()
     return frames

@@ -87,6 +87,9 @@ class CrossModalNet(nn.Module):
     def encode(self, modality: Modality, inputs: tuple[Tensor, ...]) -> Encoded:
         """Features and the high-level vector of n things of one modality."""
         features, valid = self.towers[modality](*inputs)
+        # codes lie between features of all modalities, so these must be of one length; √dim makes distances so large
+        # that few codes share a feature, without which code matching has no gradient to begin with
+        features = F.layer_norm(features.float(), (self.dim,))
         mean = mean_over(features, valid)
         most = features.masked_fill(~valid[..., None], float("-inf")).amax(1)
         return Encoded(features, valid, self.heads[modality](torch.cat([mean, most], 1)))
@@ -174,8 +177,10 @@ class CrossModalEncoder:
         return [0] * len(texts)
 
     @torch.inference_mode()
-    def code_probabilities(self, queries: Sequence[Query]) -> list[FloatArray]:
-        """P(e_v|h_l) of each cell (row by row), word or frame of queries, each float32 (l, codes).
+    def code_probabilities(self, queries: Sequence[Query], blank: bool = False) -> list[FloatArray]:
+        """P(e_v|h_l) of each cell, word or frame of queries that holds something, each float32 (l, codes).
+
+        With `blank` all cells of a picture, row by row; those of blank ground as zeros.
 
         Raises:
             DataError: as `encode_queries`.
@@ -187,7 +192,7 @@ class CrossModalEncoder:
         for rows, encoded in self._encoded(queries):
             probabilities = self.net.quantizer.probabilities(encoded.features)
             for row, own, valid in zip(rows, probabilities, encoded.valid, strict=True):
-                found[row] = own[valid].cpu().numpy()
+                found[row] = (own * valid[:, None] if blank else own[valid]).cpu().numpy()
         return found
 
     def inputs(self, modality: Modality, queries: Sequence[Query]) -> tuple[Tensor, ...]:

@@ -19,12 +19,16 @@ BUCKETS = 1 << 13  # of hashed letter groups
 GROUPS = (3, 5)  # letters of a group, least and most
 MOST_GROUPS = 40  # of a word
 MOST_WORDS = 24  # of a caption; what follows is not read
+BLANK = 0.04  # of 1, that pixels of blank ground differ by at most
 
 Parts = tuple[Tensor, Tensor]  # features (n, l, d), and the places (n, l) that hold one
 
 
 class ImageTower(nn.Module):
-    """Pixels (n, 3, s, s) from 0 to 1 -> a feature a cell, row by row; larger pictures give more cells."""
+    """Pixels (n, 3, s, s) from 0 to 1 -> a feature a cell, row by row; larger pictures give more cells.
+
+    A cell of blank ground holds nothing, like the silence behind a sound, unless the whole picture is blank.
+    """
 
     def __init__(self, backbone: Backbone, dim: int) -> None:
         super().__init__()
@@ -32,8 +36,16 @@ class ImageTower(nn.Module):
         self.last = nn.Conv2d(backbone.dim, dim, 1)
 
     def forward(self, pixels: Tensor) -> Parts:
-        cells = self.last(self.backbone(pixels)).flatten(2).transpose(1, 2)
-        return cells, torch.ones(cells.shape[:2], dtype=torch.bool, device=cells.device)
+        cells = self.last(self.backbone(pixels))
+        return cells.flatten(2).transpose(1, 2), _drawn_on(pixels, cells.shape[2:]).flatten(1)
+
+
+def _drawn_on(pixels: Tensor, grid: torch.Size) -> Tensor:
+    """Which cells of a grid hold more than one colour, (n, h, w); all where none does."""
+    highest = F.adaptive_max_pool2d(pixels.float(), list(grid))
+    lowest = -F.adaptive_max_pool2d(-pixels.float(), list(grid))
+    drawn = (highest - lowest).amax(1) > BLANK
+    return drawn | ~drawn.any(2, keepdim=True).any(1, keepdim=True)
 
 
 def words_of(text: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Small captioned things whose concept is a shape, a word and a tone, for tests of cross-modal encoders."""
+"""Small captioned things whose concept is a shape in its colour, a word and a tone, for tests."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from PIL import Image
 from training.captioned import Captioned, Sound, write_captioned
 
 SHAPES = {"disc": 300.0, "square": 900.0, "stripes": 2500.0}  # Hz of what is said of each
+COLOURS = {"disc": (200, 30, 30), "square": (30, 160, 30), "stripes": (30, 30, 200)}
 WORDS = {"disc": "a round disc", "square": "one square", "stripes": "some stripes"}
 
 
@@ -23,7 +24,7 @@ def drawing(shape: str, rng: np.random.Generator) -> bytes:
         "square": (abs(ys - y) <= r) & (abs(xs - x) <= r),
         "stripes": (ys + int(y)) % 4 < 2,
     }[shape]
-    pixels = np.where(inside[..., None], rng.integers(0, 150, 3), 255).astype(np.uint8)
+    pixels = np.where(inside[..., None], np.array(COLOURS[shape]) + rng.integers(-30, 30, 3), 255).astype(np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from training.pictures import batches
 from udr.artifacts import replacing
 from udr.errors import DataError
 
@@ -32,6 +33,7 @@ SCHEMA = pa.schema(
         ("split", pa.string()),
     ]
 )
+AT_ONCE = 64  # rows of a row group
 NEEDED = ("id", "image", "captions")
 
 
@@ -65,9 +67,9 @@ def write_captioned(out: Path, rows: Iterable[Captioned]) -> int:
     """Write a table, whole or not at all; give its rows."""
     count = 0
     with replacing(out) as temporary, pq.ParquetWriter(temporary, SCHEMA) as writer:
-        for row in rows:
-            writer.write_table(pa.Table.from_pylist([_as_dict(row)], schema=SCHEMA))
-            count += 1
+        for batch in batches(rows, AT_ONCE):
+            writer.write_table(pa.Table.from_pylist([_as_dict(row) for row in batch], schema=SCHEMA))
+            count += len(batch)
     return count
 
 
@@ -97,8 +99,8 @@ def read_captioned(source: Path, split: str | None = None) -> list[Captioned]:
                 if column not in known:
                     raise DataError(f"{source}: no column {column!r}; it has {', '.join(known)}")
             columns = [name for name in SCHEMA.names if name in known]
-            batches = table.iter_batches(batch_size=64, columns=columns)
-            rows = [row for batch in batches for row in batch.to_pylist()]
+            parts = table.iter_batches(batch_size=AT_ONCE, columns=columns)
+            rows = [row for batch in parts for row in batch.to_pylist()]
     except pa.ArrowException as error:
         raise DataError(f"{source}: not Parquet ({str(error).splitlines()[0]})") from None
     found = [_row(row, f"{source}:{number}") for number, row in enumerate(rows, 1)]

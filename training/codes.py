@@ -114,7 +114,8 @@ def code_meanings(
                 for code, word in zip(mine, words_of(_text(rows[row], language)), strict=True):
                     words[int(code)][word] += 1
         if modality == "image" and "image" not in encoder.frozen:
-            _add_pictures(found, [rows[row].id for row in own], probabilities)
+            shown = [query for row in own if (query := as_query(rows[row], "image")) is not None]
+            _add_pictures(found, [rows[row].id for row in own], encoder.code_probabilities(shown, blank=True))
     for meaning in found:
         meaning.words = words[meaning.code].most_common(WORDS)
         if there[meaning.code].any():

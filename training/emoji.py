@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from training.captioned import Captioned, Sound, write_captioned
-from training.stamps import SPEEDS, VOICES, speak
+from training.stamps import PLACED, SPEEDS, VOICES, placed_caption, speak
 from udr.errors import DataError, UDRWarning
 from udr.types import Progress
 
@@ -71,9 +71,11 @@ def emoji_table(
                 captions = _captions(one)
                 name = captions[0][1]
                 if name not in spoken:
+                    said = dict(reversed(captions))  # the first name of a language
                     spoken[name] = tuple(
-                        Sound("en", f"espeak-{v}", speak(name, "en", v, SPEEDS[j % len(SPEEDS)]))
+                        Sound(language, f"espeak-{v}", speak(text, language, v, SPEEDS[j % len(SPEEDS)]))
                         for j, v in enumerate(voices)
+                        for language, text in said.items()
                     )
                 counts["pictures"] += 1
                 counts["synthetic"] += len(spoken[name])
@@ -87,10 +89,11 @@ def emoji_table(
 
 
 def _captions(one: dict[str, Any]) -> tuple[tuple[str, str], ...]:
-    """The Unicode name, and the short names in words where they differ."""
+    """The Unicode name, the short names in words where they differ, and the name behind its categories."""
     names = [str(one["name"] or one["short_name"]).capitalize()]
     names += [str(name).replace("_", " ").replace("-", " ").capitalize() for name in one["short_names"]]
-    return tuple(("en", name) for name in dict.fromkeys(names))
+    kinds = [str(one[key]).lower() for key in ("category", "subcategory") if one.get(key)]
+    return (*(("en", name) for name in dict.fromkeys(names)), (PLACED, placed_caption(kinds, names[0])))
 
 
 def _read(archive: Path, style: str) -> tuple[Sequence[dict[str, Any]], dict[str, bytes]]:

@@ -19,14 +19,15 @@ from training.captioned import Captioned, Sound, write_captioned
 from udr.errors import DataError, MissingDependencyError, UDRWarning
 from udr.types import Progress
 
-__all__ = ["VOICES", "fetch_stamps", "read_stamps", "speak", "stamps_table"]
+__all__ = ["PLACED", "VOICES", "fetch_stamps", "placed_caption", "read_stamps", "speak", "stamps_table"]
 
 PACKAGE = "tuxpaint-stamps-default"
 SIDE = 160  # pixels of a picture at most; stamps are up to a thousand
 TEST_SHARE = 0.2
 VOICES = ("m1", "f2", "m3", "f1", "m7")  # of espeak-ng; the last one speaks for test rows alone
 SPEEDS = (150, 130, 170)  # words a minute
-SPOKEN = ("en", "fr")  # languages that a synthesiser speaks
+PLACED = "en+folder"  # the English caption behind the words of the stamp's folders, which say what kind it is
+SPOKEN = ("en", PLACED)  # what a synthesiser says; people say nine other languages
 
 
 def fetch_stamps(cache: Path) -> Path:
@@ -104,6 +105,7 @@ def _row(folder: Path, path: Path, counts: dict[str, int], voices: Sequence[str]
     if not captions:
         counts["without caption"] += 1
         return None
+    captions = (*captions, (PLACED, placed_caption(name.rpartition("/")[0].split("/"), captions[0][1])))
     try:
         image = _png(path)
     except MissingDependencyError:
@@ -148,6 +150,12 @@ def read_stamps(path: Path) -> tuple[tuple[str, str], ...]:
         if equals and text.strip():
             found.append((language.strip(), text.strip()))
     return tuple(found)
+
+
+def placed_caption(folders: Sequence[str], caption: str) -> str:
+    """A caption behind its categories, the widest first: `Animals, birds: A heron.`"""
+    words = ", ".join(folder.replace("_", " ").replace("-", " ") for folder in folders if folder)
+    return f"{words.capitalize()}: {caption}" if words else caption
 
 
 def _png(path: Path) -> bytes:
@@ -195,7 +203,7 @@ def speak(text: str, language: str, voice: str, speed: int) -> bytes:
     """
     import soundfile
 
-    command = ["espeak-ng", "-v", f"{language}+{voice}", "-s", str(speed), "--stdout", "--stdin"]
+    command = ["espeak-ng", "-v", f"{language.partition('+')[0]}+{voice}", "-s", str(speed), "--stdout", "--stdin"]
     try:
         done = subprocess.run(command, input=text.encode(), capture_output=True, check=False)
     except OSError:

@@ -57,12 +57,19 @@ def test_silent_clipped_and_very_short_sounds_are_sounds() -> None:
         return file.getvalue()
 
     silent = frames_of(open_sound(written(np.zeros(RATE))))
-    assert np.abs(silent).max() < 1e-5  # the mean over time is taken off
+    assert np.abs(silent).max() < 1e-5  # the mean is taken off
     loud = open_sound(written(np.array([3.0, -7.0, np.nan, np.inf] * 1000)))
     assert loud.min() == -1
     assert loud.max() == 1
     assert np.isfinite(loud).all()
     assert frames_of(open_sound(written(np.array([0.5])))).shape == (1, MELS)
+
+
+def test_a_steady_tone_keeps_its_band() -> None:
+    for hertz in (300.0, 2500.0):
+        frames = frames_of(open_sound(tone(16_000, hertz=hertz)))
+        centres = 700 * (10 ** (np.linspace(0, 2595 * np.log10(1 + 8000 / 700), MELS + 2) / 2595) - 1)[1:-1]
+        assert centres[frames.mean(0).argmax()] == pytest.approx(hertz, rel=0.15)
 
 
 def test_louder_is_the_same_frames() -> None:

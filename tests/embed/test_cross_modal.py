@@ -90,7 +90,11 @@ def test_code_probabilities_are_of_cells_words_and_frames(tmp_path: Path) -> Non
     found = encoder.code_probabilities(QUERIES)
     assert len(found[0]) == 2  # words
     assert len(found[3]) == len(words_of(QUERIES[3].input))
-    assert len(found[1]) == encoder.side**2 == 16
+    (cells,) = encoder.code_probabilities([QUERIES[1]], blank=True)
+    assert len(cells) == encoder.side**2 == 16
+    there = cells.any(1)
+    assert 0 < there.sum() < 16  # the disc does not reach every corner of its white ground
+    np.testing.assert_allclose(cells[there], found[1], atol=1e-6)
     for one in found:
         np.testing.assert_allclose(one.sum(1), 1, atol=1e-5)
     for query, one in zip(QUERIES, found, strict=True):
