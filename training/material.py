@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from embed.audio import frames_of, open_sound
@@ -125,16 +123,26 @@ def _readable(
     if modality == "text":
         return list(row.texts(languages))
     if modality == "image":
-        return _tried(lambda: [_query(row, row.image) if whole else _pixels(row, size)], wrong)
+        return _tried(partial(_shown, row, size, whole), wrong)
     sounds = [s.sound for s in row.sounds if not languages or s.language in languages]
     found: list[object] = []
     for sound in sounds:
-        found += _tried(partial(_frames, sound, row.id), wrong)
+        found += _tried(partial(_heard, sound, row.id, whole), wrong)
     return found
 
 
-def _frames(sound: bytes, where: str) -> list[object]:
-    return [frames_of(open_sound(sound, where)).astype(np.float16)]
+def _shown(row: Captioned, size: int, whole: bool) -> list[object]:
+    picture = open_picture(row.image, row.id)
+    if whole:
+        return [Query(row.id, "", media=(Media("image", data=row.image),))]
+    return [pixels_of(picture, round(ROOM * size))]
+
+
+def _heard(sound: bytes, where: str, whole: bool) -> list[object]:
+    wave = open_sound(sound, where)
+    if whole:
+        return [Query(where, "", media=(Media("audio", data=sound),))]
+    return [frames_of(wave).astype(np.float16)]
 
 
 def _tried(read: Callable[[], list[object]], wrong: list[int]) -> list[object]:
@@ -144,16 +152,6 @@ def _tried(read: Callable[[], list[object]], wrong: list[int]) -> list[object]:
         wrong[0] += 1
         warnings.warn(f"left out: {error}", UDRWarning, stacklevel=2)
         return []
-
-
-def _pixels(row: Captioned, size: int) -> NDArray[np.uint8]:
-    return pixels_of(open_picture(row.image, row.id), round(ROOM * size))
-
-
-def _query(row: Captioned, image: bytes) -> Query:
-    with Image.open(io.BytesIO(image)) as opened:  # opened here, so that a damaged one is told with its row
-        opened.verify()
-    return Query(row.id, "", media=(Media("image", data=image),))
 
 
 def _stacked(modality: Modality, found: list[list[object]], frozen: Encoder | None) -> Variants:

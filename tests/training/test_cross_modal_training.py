@@ -13,7 +13,9 @@ import torch
 from captioned_things import things, write_things
 
 import training.loop
+from embed.backbones import build_backbone
 from embed.cross_modal import load_cross_modal
+from embed.image import save_backbone
 from training.captioned import Captioned, Sound, read_captioned, write_captioned
 from training.codes import agreement, perplexity
 from training.material import prepare_material
@@ -165,6 +167,22 @@ def test_a_frozen_sentence_encoder_teaches_the_rest(tmp_path: Path, bert_folder:
     found = (vectors_of(encoder, rows, "text", "en")[1] @ vectors_of(encoder, rows, "audio", "en")[1].T).argmax(1)
     assert (labels[found] == labels).mean() > 0.6
     assert not [name for name in encoder.net.state_dict() if "groups" in name]  # no text network of ours
+
+
+def test_pictures_and_sounds_may_be_read_by_frozen_encoders_too(tmp_path: Path, learnt: tuple[Path, Path]) -> None:
+    torch.manual_seed(0)
+    save_backbone(build_backbone("conv", 16), tmp_path / "conv", {})
+    rows = things(24)
+    rows[3] = replace(rows[3], image=b"no picture")
+    write_captioned(tmp_path / "some.parquet", [*rows, *things(6, 1, "test")])
+    frozen = {"image": f"artifact:{tmp_path / 'conv'}", "audio": f"artifact:{learnt[0]}"}
+    with pytest.warns(UDRWarning, match="left out: train/3"):
+        folder = pretrain(config(tmp_path, data=tmp_path / "some.parquet", own={"frozen": frozen}), "cpu")
+    encoder = load_cross_modal(folder, "cpu")
+    for modality in encoder.modalities:
+        there, vectors = vectors_of(encoder, things(6, 1, "test"), modality, "en")
+        assert len(there) == 6
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
 
 
 def test_settings_that_do_not_fit_are_told(tmp_path: Path) -> None:
