@@ -87,9 +87,6 @@ class CrossModalNet(nn.Module):
     def encode(self, modality: Modality, inputs: tuple[Tensor, ...]) -> Encoded:
         """Features and the high-level vector of n things of one modality."""
         features, valid = self.towers[modality](*inputs)
-        # codes lie between features of all modalities, so these must be of one length; √dim makes distances so large
-        # that few codes share a feature, without which code matching has no gradient to begin with
-        features = F.layer_norm(features.float(), (self.dim,))
         mean = mean_over(features, valid)
         most = features.masked_fill(~valid[..., None], float("-inf")).amax(1)
         return Encoded(features, valid, self.heads[modality](torch.cat([mean, most], 1)))

@@ -8,6 +8,7 @@ import io
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -158,18 +159,26 @@ def perplexity(encoder: CrossModalEncoder, rows: Sequence[Captioned], language: 
 
 def agreement(
     encoder: CrossModalEncoder, rows: Sequence[Captioned], language: str = "", voice: str = ""
-) -> dict[str, float]:
-    """How often the most probable code of a thing is the same in two modalities, for each pair of modalities."""
-    found: dict[Modality, dict[int, int]] = {}
+) -> dict[str, dict[str, float]]:
+    """How far the codes of a thing are the same in two modalities, for each pair of modalities.
+
+    `equal` is how often the most probable code is the same; `overlap` the mean of Σ_v min(P_a(v), P_b(v)), from 0 to 1,
+    and `overlap_of_others` the same of one thing and another one, which is what agrees without anything being meant.
+    """
+    found: dict[Modality, dict[int, FloatArray]] = {}
     for modality in encoder.modalities:
         own, probabilities = _probabilities(encoder, rows, modality, language, voice)
-        found[modality] = {row: int(p.mean(0).argmax()) for row, p in zip(own, probabilities, strict=True)}
+        found[modality] = {row: p.mean(0) for row, p in zip(own, probabilities, strict=True)}
     told = {}
-    for a, one in found.items():
-        for b, other in found.items():
-            both = one.keys() & other.keys()
-            if a < b and both:
-                told[f"{a}={b}"] = float(np.mean([one[row] == other[row] for row in both]))
+    for (a, one), (b, other) in combinations(found.items(), 2):
+        both = sorted(one.keys() & other.keys())
+        if both:
+            p, q = (np.stack([mine[row] for row in both]) for mine in (one, other))
+            told[f"{a}={b}"] = {
+                "equal": float((p.argmax(1) == q.argmax(1)).mean()),
+                "overlap": float(np.minimum(p, q).sum(1).mean()),
+                "overlap_of_others": float(np.minimum(p, np.roll(q, 1, 0)).sum(1).mean()),
+            }
     return told
 
 

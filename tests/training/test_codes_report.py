@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,9 +18,9 @@ from workbench import Outcome
 
 from embed.cross_modal import CrossModalEncoder, build_net, load_cross_modal, save_cross_modal
 from training.captioned import read_captioned, write_captioned
-from training.codes import code_meanings, concepts_of, heat_map, perplexity, purity, report_html
+from training.codes import agreement, code_meanings, concepts_of, heat_map, perplexity, purity, report_html
 from training.emoji import emoji_table
-from training.retrieval import directions, own_ranks, recall
+from training.retrieval import as_query, directions, own_ranks, recall
 from training.stamps import placed_caption, read_stamps, stamps_table
 from udr.errors import DataError, UDRWarning
 
@@ -84,6 +85,25 @@ def test_concepts_are_words_that_some_things_share() -> None:
     found = concepts_of(things(12), "en")
     assert sorted(found) == ["disc", "one", "round", "some", "square", "stripes"]
     assert found["disc"].tolist() == [i % 3 == 0 for i in range(12)]
+
+
+def test_agreement_and_perplexity_are_counted_as_in_plain_loops(encoder: tuple[Path, CrossModalEncoder]) -> None:
+    rows, opened = things(5), encoder[1]
+    asked = {m: [as_query(row, m, "en") for row in rows] for m in opened.modalities}
+    found = {m: opened.code_probabilities([q for q in own if q is not None]) for m, own in asked.items()}
+    mean = {m: [p.mean(0) for p in own] for m, own in found.items()}
+    told = agreement(opened, rows, "en")["image=audio"]
+    pairs = list(zip(mean["image"], mean["audio"], strict=True))
+    assert told["equal"] == pytest.approx(sum(int(p.argmax()) == int(q.argmax()) for p, q in pairs) / 5)
+    expected = sum(sum(min(float(x), float(y)) for x, y in zip(p, q, strict=True)) for p, q in pairs) / 5
+    assert told["overlap"] == pytest.approx(expected, rel=1e-4)
+    shares = [0.0] * 6
+    for own in found.values():
+        tokens = [int(row.argmax()) for p in own for row in p]
+        for token in tokens:
+            shares[token] += 1 / len(tokens) / 3
+    entropy = -sum(s * math.log(s) for s in shares if s)
+    assert perplexity(opened, rows, "en") == pytest.approx(math.exp(entropy))
 
 
 def test_a_heat_map_points_where_the_words_codes_are_and_not_where_everything_is() -> None:
