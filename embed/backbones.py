@@ -122,6 +122,7 @@ def _convnext(patch: int, depths: Sequence[int], widths: Sequence[int]) -> tuple
 WIDE = (64, 128, 256, 512)
 BACKBONES: dict[str, Callable[[int], tuple[nn.Module, int]]] = {
     "conv": lambda size: _conv((24, 48, 96, 96), (2, 2, 2, 1)),
+    "conv_mid": lambda size: _conv((32, 64, 128, 128), (2, 2, 2, 1)),
     "conv_wide": lambda size: _conv((32, 64, 128, 128), (1, 2, 2, 2)),
     "resnet18_small": lambda size: _resnet((2, 2, 2, 2), "basic", WIDE, small=True),
     "resnet18": lambda size: _resnet((2, 2, 2, 2), "basic", WIDE, small=False),

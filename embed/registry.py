@@ -9,7 +9,7 @@ from pathlib import Path
 from udr.errors import ArtifactError, ConfigError, UnknownNameError
 from udr.types import Encoder
 
-__all__ = ["KINDS", "open_encoder", "reads_videos"]
+__all__ = ["KINDS", "artifact_kind", "open_encoder"]
 
 
 def _artifact(name: str, device: str) -> Encoder:
@@ -27,6 +27,10 @@ def _artifact(name: str, device: str) -> Encoder:
         from embed.video import load_video_encoder
 
         return load_video_encoder(path, device)
+    if kind == "cross_modal":
+        from embed.cross_modal import load_cross_modal
+
+        return load_cross_modal(path, device)
     from udr.encoder import load_encoder
 
     return load_encoder(path, device)
@@ -51,13 +55,13 @@ KINDS: dict[str, Callable[[str, str], Encoder]] = {
 }
 
 
-def reads_videos(address: str) -> bool:
-    """True of the folder of a video encoder of ours."""
+def artifact_kind(address: str) -> str:
+    """What a folder of ours encodes (image, video, cross_modal); "": a retriever's encoder, others, or no folder."""
     from udr.artifacts import read_json
 
     kind, _, name = address.partition(":")
     path = Path(name) / "encoder.json"
-    return kind == "artifact" and path.is_file() and read_json(path).get("kind") == "video"
+    return str(read_json(path).get("kind", "")) if kind == "artifact" and path.is_file() else ""
 
 
 def open_encoder(address: str, device: str = "auto") -> Encoder:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Literal, NamedTuple
 
@@ -88,18 +88,29 @@ def chat_query(body: dict[str, Any]) -> str:
 
 
 def chat_media(body: dict[str, Any]) -> list[MediaBody]:
-    """Pictures and clips of the last user's turn that came as data-URIs; others are the LLM server's to fetch."""
+    """What the last user's turn shows and plays, where it came as data-URIs; the rest is the LLM server's to fetch."""
     message = _messages(body)[_last_user(_messages(body))]
     content = message.get("content")
     found = []
     for part in content if isinstance(content, list) else []:
-        for kind in _SHOWN:
-            shown = part.get(f"{kind}_url") if isinstance(part, dict) else None
-            uri = shown.get("url") if isinstance(shown, dict) else None
+        if not isinstance(part, dict):
+            continue
+        for kind, uri in _embedded(part):
             if isinstance(uri, str) and uri[:5].lower() == "data:":
                 with suppress(ValidationError):  # one too large to be read here goes on all the same
                     found.append(MediaBody(kind=kind, uri=uri))
     return found
+
+
+def _embedded(part: dict[str, Any]) -> Iterator[tuple[Literal["image", "video", "audio"], Any]]:
+    """The addresses of a part's picture and clip, and its sound as a data-URI."""
+    sound = part.get("input_audio")
+    if isinstance(sound, dict) and isinstance(sound.get("data"), str):
+        yield "audio", f"data:audio/{sound.get('format', 'wav')};base64,{sound['data']}"
+    for kind in _SHOWN:
+        shown = part.get(f"{kind}_url")
+        if isinstance(shown, dict):
+            yield kind, shown.get("url")
 
 
 def with_turns(body: dict[str, Any], spec: TaskSpec, prompt: Prompt) -> dict[str, Any]:
@@ -130,7 +141,7 @@ def _messages(body: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _last_user(messages: Sequence[dict[str, Any]]) -> int:
-    found = [i for i, m in enumerate(messages) if m.get("role") == "user" and _text(m)]
+    found = [i for i, m in enumerate(messages) if m.get("role") == "user" and (_text(m) or _speaks(m))]
     if not found:
         raise ConfigError("messages: none of a user with text, so there is nothing to retrieve for")
     return found[-1]
@@ -142,6 +153,11 @@ def _text(message: dict[str, Any]) -> str:
         return content
     parts = content if isinstance(content, list) else []
     return "\n".join(p["text"] for p in parts if isinstance(p, dict) and isinstance(p.get("text"), str))
+
+
+def _speaks(message: dict[str, Any]) -> bool:
+    content = message.get("content")
+    return isinstance(content, list) and any(isinstance(p, dict) and "input_audio" in p for p in content)
 
 
 def _with_text(message: dict[str, Any], text: str) -> dict[str, Any]:
@@ -156,6 +172,8 @@ def _with_text(message: dict[str, Any], text: str) -> dict[str, Any]:
         elif not placed:
             parts.append({**part, "text": text})
             placed = True
+    if not placed:  # a turn that is a sound alone
+        parts.append({"type": "text", "text": text})
     return {**message, "content": parts}
 
 

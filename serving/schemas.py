@@ -66,8 +66,8 @@ class MediaBody(Body):
     kind: Literal["image", "video", "audio"]
     uri: str = Field(
         max_length=_CLIP,
-        description="data:image/png;base64,… of up to 1,500,000 characters, data:video/mp4;base64,… of 8,000,000, "
-        "or an address of up to 4096.",
+        description="data:image/png;base64,… or data:audio/wav;base64,… of up to 1,500,000 characters, "
+        "data:video/mp4;base64,… of 8,000,000, or an address of up to 4096.",
     )
 
     @field_validator("uri")

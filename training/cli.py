@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from training import cli_media, cli_pictures
 from training.cli_materials import data_app, lm_app, tasks_app
-from training.cli_pictures import add_commands
 from training.cli_scores import scores_app
 from training.printing import Json, print_result
 from training.settings import RunConfig
@@ -33,7 +33,8 @@ app.add_typer(tasks_app, name="tasks")
 app.add_typer(data_app, name="data")
 app.add_typer(lm_app, name="lm")
 app.add_typer(scores_app, name="scores")
-add_commands(app)
+cli_pictures.add_commands(app)
+cli_media.add_commands(app)
 
 console = Console(stderr=True)
 # what each part of the pipeline cannot do without, and the extra that brings it
@@ -42,6 +43,8 @@ EXTRAS |= dict.fromkeys(("fastapi", "uvicorn", "sqlalchemy", "alembic", "structl
 EXTRAS |= {
     "PIL": "embed",
     "av": "embed",
+    "soundfile": "embed",
+    "soxr": "embed",
     "kornia": "pretrain",
     "accelerate": "lm",
     "matplotlib": "eval",

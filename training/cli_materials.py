@@ -108,6 +108,41 @@ def data_idx(
     typer.echo(f"{out}: {idx_table(folder, out)} pictures")
 
 
+@data_app.command("stamps")
+def data_stamps(
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for stamps.parquet.")],
+    stamps: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Unpacked stamps; none: fetched.")] = None,
+    synthetic: Annotated[bool, typer.Option(help="Let espeak-ng, if installed, say captions too.")] = True,
+) -> None:
+    """Fetch Tux Paint's stamps (Debian, 161 MB): pictures with written and spoken captions, split by stamp."""
+    from rich.console import Console
+
+    from training.progress import reporting
+    from training.stamps import fetch_stamps, stamps_table
+
+    with reporting(Console(stderr=True)) as report:
+        folder = stamps or fetch_stamps(out / ".cache")
+        counts = stamps_table(folder, out / "stamps.parquet", synthetic, report("stamps"))
+    typer.echo(f"{out / 'stamps.parquet'}: {', '.join(f'{count} {name}' for name, count in counts.items())}")
+
+
+@data_app.command("emoji")
+def data_emoji(
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for emoji.parquet.")],
+    synthetic: Annotated[bool, typer.Option(help="Let espeak-ng, if installed, say the names.")] = True,
+) -> None:
+    """Fetch Google's and Twitter's emoji (npm, 136 MB): pictures with names, all of split train."""
+    from rich.console import Console
+
+    from training.emoji import STYLES, emoji_table, fetch_emoji
+    from training.progress import reporting
+
+    with reporting(Console(stderr=True)) as report:
+        archives = {style: fetch_emoji(out / ".cache", style) for style in STYLES}
+        counts = emoji_table(archives, out / "emoji.parquet", synthetic, report("emoji"))
+    typer.echo(f"{out / 'emoji.parquet'}: {', '.join(f'{count} {name}' for name, count in counts.items())}")
+
+
 @lm_app.command("convert")
 def lm_convert(gguf: Path, out: Path) -> None:
     """Turn a GGUF file into a local folder that transformers loads."""

@@ -1,5 +1,5 @@
-"""The commands of image and video encoders: `udr pretrain`, `udr probe`, `udr embed`, `udr localise`, `udr export`,
-`udr neighbours`, `udr map`."""
+"""The commands of image encoders and what they share with others: `udr pretrain`, `udr probe`, `udr embed`,
+`udr export`, `udr neighbours`, `udr map`."""
 
 from __future__ import annotations
 
@@ -56,17 +56,27 @@ def probe(
     untrained: Annotated[bool | None, typer.Option(help="A row for the same network, untrained.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of subsets, canvases and untrained weights.")] = 0,
     cache: Annotated[Path, typer.Option(help="Folder for the pictures as arrays.")] = Path("runs/pictures"),
+    language: Annotated[str, typer.Option(help="Of captions and speech, for a cross-modal encoder; none: any.")] = "",
+    voice: Annotated[str, typer.Option(help="Who speaks (human, espeak-m7); none: anyone.")] = "",
     as_json: Json = False,
 ) -> None:
-    """What an encoder is worth on labelled pictures or videos, beside raw pixels and its untrained network."""
-    from embed.registry import reads_videos
+    """What an encoder is worth: on labelled pictures or videos beside raw pixels and its untrained network.
+
+    Of a cross-modal one: recall in every direction.
+    """
+    from embed.registry import artifact_kind
+    from training.cli_media import probe_directions, probe_videos
     from training.probe import PROBES, as_table, probe_encoder
     from training.progress import hush_transformers, reporting
     from udr.errors import UnknownNameError
 
     hush_transformers()
-    if reads_videos(encoder):
-        _probe_videos(data, encoder, split, asked, k, as_json)
+    kind = artifact_kind(encoder)
+    if kind == "video":
+        probe_videos(data, encoder, split, asked, k, as_json)
+        return
+    if kind == "cross_modal":
+        probe_directions(data, encoder, asked, language, voice, as_json)
         return
     chosen = [word.strip() for word in probes.split(",")]
     for word in chosen:
@@ -89,19 +99,6 @@ def probe(
     print_result(rows, as_json, as_table(rows))
 
 
-def _probe_videos(data: Path, encoder: str, split: str, asked: str, k: int, as_json: bool) -> None:
-    from embed.video import load_video_encoder
-    from training.probe_videos import probe_videos
-    from training.progress import reporting
-
-    with reporting(console) as report:
-        own = load_video_encoder(Path(encoder.partition(":")[2]))
-        rows = probe_videos(data, own, split, asked, k, report("encoding"))
-    lines = [f"{'':10} {'R@1':>8} {'kNN':>8} {'linear':>8}"]
-    lines += [f"{title:10} {r['r@1']:8.4f} {r['knn']:8.4f} {r['linear']:8.4f}" for title, r in rows.items()]
-    print_result(rows, as_json, "\n".join(lines))
-
-
 def embed(
     data: Annotated[Path, typer.Argument(metavar="FOLDER|PARQUET|CLIP", help="Pictures, or videos.")],
     encoder: EncoderAddress,
@@ -109,42 +106,18 @@ def embed(
     split: Split = None,
 ) -> None:
     """Vectors of pictures or videos, one row each; what cannot be read is left out and counted."""
-    from embed.registry import reads_videos
+    from embed.registry import artifact_kind
     from training.embed_pictures import embed_pictures
     from training.embed_videos import embed_videos
     from training.progress import hush_transformers, reporting
 
     hush_transformers()
-    of_videos = reads_videos(encoder)
+    of_videos = artifact_kind(encoder) == "video"
     with reporting(console) as report:
         write = embed_videos if of_videos else embed_pictures
         written, unread = write(data, encoder, out, split, report("encoding"))
     things = "videos" if of_videos else "pictures"
     typer.echo(f"{out}: {written} {things}" + (f"; {unread} could not be read" if unread else ""))
-
-
-def localise(
-    query: Annotated[Path, typer.Argument(metavar="CLIP", help="What is looked for.")],
-    video: Annotated[Path, typer.Argument(metavar="VIDEO", help="A longer video.")],
-    encoder: Annotated[str, typer.Option(metavar="artifact:FOLDER", help="A video encoder.")],
-    top: Annotated[int, typer.Option(min=1, help="Segments.")] = 1,
-    as_json: Json = False,
-) -> None:
-    """Where in a video a clip's like is: the best segments of its length, in seconds."""
-    from embed.localise import localise as find
-    from embed.registry import reads_videos
-    from embed.video import load_video_encoder
-    from training.progress import reporting
-    from udr.errors import ConfigError
-
-    if not reads_videos(encoder):
-        raise ConfigError(f"--encoder {encoder}: no video encoder; expected artifact:FOLDER")
-    with reporting(console) as report:
-        own = load_video_encoder(Path(encoder.partition(":")[2]))
-        found = find(own, query, video, top, report("reading"))
-    rows = [segment._asdict() for segment in found]
-    lines = [f"{s.begin:9.2f} s to {s.end:9.2f} s   similarity {s.score:.4f}" for s in found]
-    print_result(rows, as_json, "\n".join(lines))
 
 
 def export(
@@ -241,6 +214,6 @@ def pool_map(
 
 def add_commands(app: typer.Typer) -> None:
     """Put the commands on the command line."""
-    for command in (pretrain, probe, embed, localise, export, neighbours):
+    for command in (pretrain, probe, embed, export, neighbours):
         app.command()(command)
     app.command("map")(pool_map)

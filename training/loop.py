@@ -133,7 +133,7 @@ def fit(
     settings: LoopSettings,
     out: Path,
     seed: int = 0,
-    probe: Probe | None = None,
+    probe: Callable[[Any, int], dict[str, float]] | None = None,
     device: str = "auto",
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
@@ -224,7 +224,9 @@ def _check_shares(method: nn.Module, settings: LoopSettings) -> None:
         )
 
 
-def _probed(probe: Probe, method: nn.Module, settings: LoopSettings, accelerator: Accelerator) -> dict[str, float]:
+def _probed(
+    probe: Callable[[Any, int], dict[str, float]], method: nn.Module, settings: LoopSettings, accelerator: Accelerator
+) -> dict[str, float]:
     """What the first process finds, in all of them."""
     found: list[Any] = [None]
     if accelerator.is_main_process:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,6 +74,7 @@ class Pictures:
         return np.unique(self.labels, return_inverse=True)[1].astype(np.int64)
 
 
+T = TypeVar("T")
 Row = tuple[str, bytes | Path, str | None]  # name, picture, label
 
 
@@ -155,7 +156,7 @@ def _decoded(rows: Sequence[Row], size: int) -> list[NDArray[np.uint8] | str]:
     return found
 
 
-def batches(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
+def batches(rows: Iterable[T], size: int) -> Iterator[list[T]]:
     """Groups of `size` rows, the last one perhaps smaller."""
     left = iter(rows)
     while batch := list(islice(left, size)):

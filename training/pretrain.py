@@ -37,6 +37,7 @@ from training.methods.simclr import SimCLR
 from training.methods.stor import STOR
 from training.pictures import Pictures, prepare_pictures
 from training.plots import plot_metrics
+from training.pretrain_cross_modal import train_cross_modal
 from training.pretrain_settings import LoopSettings, PretrainConfig
 from training.pretrain_videos import read_videos
 from training.run import Report, silent
@@ -122,6 +123,10 @@ def pretrain(config: PretrainConfig, device: str = "auto", report: Report = sile
         _hold(config, finished)
     everyone.wait_for_everyone()
     if finished:
+        return folder
+    if config.method == "cross_modal":
+        train_cross_modal(config, folder, device, report)
+        (config.out / "checkpoint").unlink(missing_ok=True)
         return folder
     # what cannot be built is told before pictures are read and a tokenizer is trained
     method = build_method(config, PictureTokenizer(config.cim.codes))

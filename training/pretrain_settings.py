@@ -11,6 +11,7 @@ from udr.config import StrictConfig
 
 __all__ = [
     "CIMSettings",
+    "CrossModalSettings",
     "DenseCLSettings",
     "LoopSettings",
     "MECSettings",
@@ -103,6 +104,36 @@ class VideoSettings(StrictConfig):
     clips: int = Field(default=4, ge=1)  # of a video, evenly spread, whose mean is its vector
 
 
+class CrossModalSettings(StrictConfig):
+    """Liu et al. 2021, arXiv 2106.05438."""
+
+    modalities: tuple[Literal["image", "text", "audio"], ...] = ("image", "text", "audio")
+    languages: tuple[str, ...] = ()  # of captions and speech; none: all
+    more_data: tuple[Path, ...] = ()  # further tables, all of whose rows are learnt from
+    repeat: int = Field(default=1, ge=1)  # times that a thing of `data` is seen for once of those of `more_data`
+    dim: int = Field(default=64, ge=2)  # of features and codes
+    out: int = Field(default=128, ge=2)  # of vectors
+    width: int = Field(default=128, ge=2)  # inside the networks of text and sound
+    codes: int = Field(default=256, ge=0)  # V; 0: vectors are continuous alone
+    code_matching_weight: float = Field(default=0.1, ge=0)  # α, of code matching
+    commitment: float = Field(default=0.25, ge=0)  # β
+    warm_start: float = Field(default=0.3, ge=0, le=1)  # share of training before codes begin
+    patience: int = Field(default=300, ge=1)  # steps after which an unused code becomes a copy of a used one
+    temperature: float = Field(default=0.07, gt=0)  # similarities are divided by it at first; then it is learnt
+    composed: float = Field(default=0.3, ge=0, le=1)  # share of pictures put somewhere on a canvas
+    words_dropped: float = Field(default=0.1, ge=0, lt=1)  # share of words that are not read
+    frozen: dict[Literal["image", "text", "audio"], str] = Field(default={})  # encoders (KIND:NAME), kept as they are
+    slots: int = Field(default=4, ge=1)  # features that a frozen encoder's vector is unfolded into
+
+    @model_validator(mode="after")
+    def _modalities_can_meet(self) -> CrossModalSettings:
+        if len(set(self.modalities)) < 2 or len(set(self.modalities)) != len(self.modalities):
+            raise ValueError("modalities: expected two or three, each once")
+        if set(self.frozen) - set(self.modalities):
+            raise ValueError("frozen: an encoder of a modality that is not among modalities")
+        return self
+
+
 class LoopSettings(StrictConfig):
     """How any method is trained."""
 
@@ -131,8 +162,9 @@ class PretrainConfig(StrictConfig):
     """One pre-training."""
 
     out: Path  # its folder
-    method: Literal["simclr", "densecl", "mec", "cim", "stor"]  # its own settings lie under its name
-    data: Path  # a folder of pictures, or a Parquet table; for stor a folder of videos
+    method: Literal["simclr", "densecl", "mec", "cim", "stor", "cross_modal"]  # its own settings lie under its name
+    # a folder of pictures, or a Parquet table; for stor a folder of videos, for cross_modal a table with captions
+    data: Path
     split: str | None = None  # of a table
     held_out: str | None = None  # split of a table whose pictures the online probe asks about; none: a tenth
     backbone: str = "conv"  # see embed.backbones, for stor embed.video_backbones
@@ -146,6 +178,7 @@ class PretrainConfig(StrictConfig):
     cim: CIMSettings = CIMSettings()
     stor: STORSettings = STORSettings()
     video: VideoSettings = VideoSettings()
+    cross_modal: CrossModalSettings = CrossModalSettings()
 
     @model_validator(mode="after")
     def _videos_lie_in_a_folder(self) -> PretrainConfig:

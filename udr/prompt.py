@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,6 +12,8 @@ from udr.tasks.spec import TaskSpec
 from udr.types import Demonstration, Dropped, Media, Prompt, Query, Tokenizer
 
 __all__ = ["as_messages", "build_prompt", "for_encoder", "rearrange", "render", "render_demonstration", "render_query"]
+
+_SOUND = re.compile(r"data:audio/(?:x-)?(\w+);base64,")  # whose format OpenAI's API wants to be told
 
 
 def render_demonstration(spec: TaskSpec, demonstration: Demonstration) -> str:
@@ -35,7 +38,8 @@ def render(spec: TaskSpec, demonstrations: Sequence[Demonstration], query: Query
 def as_messages(spec: TaskSpec, demonstrations: Sequence[Demonstration], query: Query) -> list[dict[str, Any]]:
     """The same as chat messages: each demonstration is a user's turn and the assistant's, the query the last turn.
 
-    Pictures stand before their text, as parts of the turn in the form of OpenAI's API, and clips in vLLM's.
+    Pictures and sounds stand before their text, as parts of the turn in the form of OpenAI's API, and clips in vLLM's.
+    A sound that is an address, which that form does not know, is left out.
     """
     messages = []
     for d in demonstrations:
@@ -48,8 +52,15 @@ def as_messages(spec: TaskSpec, demonstrations: Sequence[Demonstration], query: 
 def _content(spec: TaskSpec, text: str, media: Sequence[Media]) -> str | list[dict[str, Any]]:
     text = f"{spec.template.input_prefix}{text}"
     kinds = {"image": "image_url", "video": "video_url"}
-    shown = [{"type": kinds[m.kind], kinds[m.kind]: {"url": m.address}} for m in media if m.kind in kinds]
-    return [*shown, {"type": "text", "text": text}] if shown else text
+    parts: list[dict[str, Any]] = []
+    for m in media:
+        if name := kinds.get(m.kind):
+            parts.append({"type": name, name: {"url": m.address}})
+        elif sound := _SOUND.match(m.address):
+            parts.append({"type": "input_audio", "input_audio": {"data": m.address[sound.end() :], "format": sound[1]}})
+    if parts and not text:
+        return parts
+    return [*parts, {"type": "text", "text": text}] if parts else text
 
 
 def for_encoder(spec: TaskSpec, demonstrations: Sequence[Demonstration]) -> list[Demonstration]:

@@ -41,8 +41,11 @@ SIGNATURES = {
     b"\x89PNG": "image/png",
     b"\xff\xd8\xff": "image/jpeg",
     b"GIF8": "image/gif",
-    b"RIFF": "image/webp",
     b"\x1aE\xdf\xa3": "video/webm",
+    b"OggS": "audio/ogg",
+    b"fLaC": "audio/flac",
+    b"ID3": "audio/mpeg",
+    b"\xff\xfb": "audio/mpeg",
 }
 
 
@@ -75,6 +78,8 @@ class Media:
             return self.uri
         other = "video/mp4" if self.kind == "video" else "application/octet-stream"
         kind = next((t for begin, t in SIGNATURES.items() if self.data.startswith(begin)), other)
+        if self.data.startswith(b"RIFF"):
+            kind = "audio/wav" if self.data[8:12] == b"WAVE" else "image/webp"
         return f"data:{kind};base64,{base64.b64encode(self.data).decode()}"
 
 

@@ -14,7 +14,7 @@ import torch
 from films import STEP, film, moving, numbered, sound
 
 from embed.localise import localise
-from embed.registry import open_encoder, reads_videos
+from embed.registry import artifact_kind, open_encoder
 from embed.video import VideoEncoder, clip_times, load_video_encoder, save_video_backbone
 from embed.video_backbones import VIDEO_BACKBONES, build_video_backbone
 from embed.video_media import open_video
@@ -146,8 +146,8 @@ def test_another_encoder_has_another_fingerprint_and_a_damaged_folder_is_refused
     prints = [own(tmp_path / str(i), **more).fingerprint for i, more in enumerate(kinds)]
     assert len(set(prints)) == len(kinds)
     assert load_video_encoder(tmp_path / "0", "cpu").fingerprint == prints[0]
-    assert reads_videos(f"artifact:{tmp_path / '0'}")
-    assert not reads_videos(f"artifact:{tmp_path}")
+    assert artifact_kind(f"artifact:{tmp_path / '0'}") == "video"
+    assert artifact_kind(f"artifact:{tmp_path}") == ""
 
     def damaged(change: Callable[[Path], Any]) -> Path:
         shutil.rmtree(tmp_path / "d", ignore_errors=True)

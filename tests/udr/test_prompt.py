@@ -10,9 +10,17 @@ from hypothesis import strategies as st
 
 from udr.errors import DataError, PromptTooLong
 from udr.fakes import FakeLM
-from udr.prompt import build_prompt, for_encoder, rearrange, render, render_demonstration, render_query
+from udr.prompt import (
+    as_messages,
+    build_prompt,
+    for_encoder,
+    rearrange,
+    render,
+    render_demonstration,
+    render_query,
+)
 from udr.tasks.spec import TaskSpec, Template
-from udr.types import Demonstration, Prompt, Query
+from udr.types import Demonstration, Media, Prompt, Query
 
 LM = FakeLM()
 WORDS = ["one", "two", "three", "four", "five", "six", "seven"]
@@ -142,3 +150,12 @@ def test_an_order_that_no_longer_fits_is_refused(copying: TaskSpec) -> None:
     prompt = Prompt("", pair, (), 0, 10)
     with pytest.raises(PromptTooLong, match="query q: 18 tokens in this order, the budget is 10"):
         rearrange(copying, Query("q", "one"), prompt, pair, LM)
+
+
+def test_a_sound_stands_in_a_chat_as_openai_wants_it_and_an_address_does_not(copying: TaskSpec) -> None:
+    sounds = (Media("audio", "data:audio/x-wav;base64,AAAA"), Media("audio", "http://x/a.wav"))
+    (turn,) = as_messages(copying, [], Query("q", "what is this?", media=sounds))
+    spoken = {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}
+    assert turn["content"] == [spoken, {"type": "text", "text": "what is this?"}]
+    assert as_messages(copying, [], Query("q", "", media=sounds))[0]["content"] == [spoken]
+    assert as_messages(copying, [], Query("q", "words", media=sounds[1:]))[0]["content"] == "words"

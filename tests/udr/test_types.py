@@ -30,7 +30,15 @@ def test_media_belong_to_the_identity_of_a_query() -> None:
 
 def test_media_have_an_address_even_if_they_are_bytes() -> None:
     assert Media("image", "http://x/y.png").address == "http://x/y.png"
-    for begin, kind in ((b"\x89PNG", "image/png"), (b"\xff\xd8\xff", "image/jpeg"), (b"?", "application/octet-stream")):
+    kinds = {
+        b"\x89PNG": "image/png",
+        b"\xff\xd8\xff": "image/jpeg",
+        b"RIFF0000WEBP": "image/webp",
+        b"RIFF0000WAVE": "audio/wav",
+        b"OggS": "audio/ogg",
+        b"?": "application/octet-stream",
+    }
+    for begin, kind in kinds.items():
         address = Media("image", data=begin + b"rest").address
         assert address == f"data:{kind};base64,{base64.b64encode(begin + b'rest').decode()}"
 

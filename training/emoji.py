@@ -1,0 +1,120 @@
+"""Emoji as captioned pictures, from npm's packages of Google's and Twitter's drawings: more to learn words from."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import tarfile
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from training.captioned import Captioned, Sound, write_captioned
+from training.stamps import PLACED, SPEEDS, VOICES, placed_caption, speak
+from udr.errors import DataError, UDRWarning
+from udr.types import Progress
+
+__all__ = ["STYLES", "emoji_table", "fetch_emoji"]
+
+VERSION = "16.0.0"
+STYLES = ("google", "twitter")  # those whose licences allow it (Apache 2.0 and CC-BY 4.0)
+LEFT_OUT = ("Flags", "Component")  # categories of pictures whose names say nothing that is seen
+LARGEST = 1_000_000  # bytes of one picture
+
+
+def fetch_emoji(cache: Path, style: str) -> Path:
+    """Fetch the package of a style by npm; give its archive.
+
+    Raises:
+        DataError: npm is missing or the package cannot be had.
+    """
+    archive = cache / f"emoji-datasource-{style}-{VERSION}.tgz"
+    if archive.is_file():
+        return archive
+    if shutil.which("npm") is None:
+        raise DataError(f"npm is missing: emoji come from its package emoji-datasource-{style}")
+    cache.mkdir(parents=True, exist_ok=True)
+    command = ["npm", "pack", "--silent", f"emoji-datasource-{style}@{VERSION}"]
+    done = subprocess.run(command, cwd=cache, capture_output=True, text=True, check=False)
+    if done.returncode or not archive.is_file():
+        reason = (done.stderr.strip() or "no reason given").splitlines()[-1]
+        raise DataError(f"{' '.join(command)}: failed ({reason})")
+    return archive
+
+
+def emoji_table(
+    archives: dict[str, Path], out: Path, synthetic: bool = True, progress: Progress | None = None
+) -> dict[str, int]:
+    """Write the captioned table of emoji of some styles, all of split train; give what went in.
+
+    Raises:
+        DataError: an archive is damaged or holds no emoji.
+    """
+    counts = {"pictures": 0, "synthetic": 0}
+    voices = VOICES[:2] if synthetic else ()
+    if voices and shutil.which("espeak-ng") is None:
+        message = "espeak-ng is not installed, so no name is spoken by it (Debian: apt install espeak-ng)"
+        warnings.warn(message, UDRWarning, stacklevel=2)
+        voices = ()
+    spoken: dict[str, tuple[Sound, ...]] = {}  # the same name in every style
+
+    def rows() -> Iterator[Captioned]:
+        for number, (style, archive) in enumerate(archives.items()):
+            known, pictures = _read(archive, style)
+            for i, one in enumerate(known):
+                if progress:
+                    progress(number * len(known) + i + 1, len(archives) * len(known))
+                if one["category"] in LEFT_OUT or one["image"] not in pictures:
+                    continue
+                captions = _captions(one)
+                name = captions[0][1]
+                if name not in spoken:
+                    said = dict(reversed(captions))  # the first name of a language
+                    spoken[name] = tuple(
+                        Sound(language, f"espeak-{v}", speak(text, language, v, SPEEDS[j % len(SPEEDS)]))
+                        for j, v in enumerate(voices)
+                        for language, text in said.items()
+                    )
+                counts["pictures"] += 1
+                counts["synthetic"] += len(spoken[name])
+                yield Captioned(
+                    f"emoji/{style}/{one['unified']}", pictures[one["image"]], captions, spoken[name], one["category"]
+                )
+
+    if not write_captioned(out, rows()):
+        raise DataError(f"{', '.join(map(str, archives.values()))}: no emoji")
+    return counts
+
+
+def _captions(one: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    """The Unicode name, the short names in words where they differ, and the name behind its categories."""
+    names = [str(one["name"] or one["short_name"]).capitalize()]
+    names += [str(name).replace("_", " ").replace("-", " ").capitalize() for name in one["short_names"]]
+    kinds = [str(one[key]).lower() for key in ("category", "subcategory") if one.get(key)]
+    return (*(("en", name) for name in dict.fromkeys(names)), (PLACED, placed_caption(kinds, names[0])))
+
+
+def _read(archive: Path, style: str) -> tuple[Sequence[dict[str, Any]], dict[str, bytes]]:
+    """What is known of each emoji, and the pictures by their names."""
+    begin = f"package/img/{style}/64/"
+    known: Sequence[dict[str, Any]] = ()
+    pictures: dict[str, bytes] = {}
+    try:
+        with tarfile.open(archive) as packed:
+            for member in packed:
+                wanted = member.name == "package/emoji.json"
+                if not member.isfile() or not (wanted or (member.name.startswith(begin) and member.size <= LARGEST)):
+                    continue
+                file = packed.extractfile(member)
+                raw = file.read() if file else b""
+                if wanted:
+                    known = json.loads(raw)
+                else:
+                    pictures[member.name.removeprefix(begin)] = raw
+    except (OSError, EOFError, tarfile.TarError, ValueError) as error:
+        raise DataError(f"{archive}: damaged ({error})") from None
+    if not known or not pictures:
+        raise DataError(f"{archive}: no emoji-datasource package of style {style}")
+    return known, pictures
