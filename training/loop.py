@@ -230,7 +230,7 @@ def _probed(
     """What the first process finds, in all of them."""
     found: list[Any] = [None]
     if accelerator.is_main_process:
-        found = [probe(method.backbone, settings.knn)]  # type: ignore[arg-type]
+        found = [probe(method.backbone, settings.knn)]
     answer: dict[str, float] = broadcast_object_list(found)[0]
     return answer
 
