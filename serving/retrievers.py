@@ -61,6 +61,13 @@ class PoolEncoder:
         return f"{self.encoder.fingerprint}-{hashlib.blake2b(words.encode(), digest_size=4).hexdigest()}"
 
     @property
+    def reads_texts_alone(self) -> bool:
+        """True where a picture, clip or sound would be passed over."""
+        from udr.encoder import BiEncoder
+
+        return isinstance(self.encoder, BiEncoder | FakeEncoder | MixedEncoder)
+
+    @property
     def instruction(self) -> str:
         return "" if self.inputs_only else self.spec.retrieval_instruction
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
@@ -11,7 +12,7 @@ import numpy as np
 import orjson
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request, Response
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from serving.access import Caller
 from serving.answering import encode, fit, retrieve
@@ -31,17 +32,18 @@ from serving.front import (
 )
 from serving.loading import check_text
 from serving.retrievers import PoolEncoder
-from serving.schemas import Body, FrontBody, QueryBody, RetrieveBody
+from serving.schemas import Body, FrontBody, MediaBody, QueryBody, RetrieveBody
 from serving.upstream import Relay, Upstream
-from udr.errors import ConfigError, NotFoundError
+from udr.errors import ConfigError, DataError, NotFoundError
 from udr.retriever import SPARES
 from udr.tasks.spec import TaskSpec
-from udr.types import Prompt, Query
+from udr.types import Media, Prompt, Query
 
 __all__ = ["router"]
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=OPENAI_PROBLEMS)
 POOL_HEADER = "x-udr-pool"
+_MEDIA = re.compile(r"data:(image|video|audio)/[\w.+-]+;base64,", re.IGNORECASE)
 _TOLD = 4096  # characters of the ids that are told in a header
 _ANY = {"requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}}
 
@@ -78,23 +80,43 @@ async def models(request: Request, parts: Service, caller: By) -> dict[str, Any]
 
 
 class EmbeddingsBody(Body):
-    """Texts that are to become vectors."""
+    """Texts that are to become vectors; a data-URI stands for the picture, clip or sound that it holds."""
 
     input: str | Annotated[list[str], Field(min_length=1)]
     model: str = Field(description="A retriever (GET /v1/retrievers), or POOL@ for queries of a pool under its own.")
     encoding_format: Literal["float", "base64"] = "float"
     user: str = ""
 
+    @model_validator(mode="after")
+    def _media_are_no_larger_than_elsewhere(self) -> EmbeddingsBody:
+        self.queries()
+        return self
+
+    def queries(self) -> list[Query]:
+        """What is to be encoded."""
+        found = []
+        for i, text in enumerate([self.input] if isinstance(self.input, str) else self.input):
+            media: tuple[Media, ...] = ()
+            if kind := _MEDIA.match(text):
+                own = MediaBody.model_validate({"kind": kind[1].lower(), "uri": text})
+                media = (Media(own.kind, own.uri),)
+            found.append(Query(f"input-{i}", "" if media else text, media=media))
+        return found
+
 
 @router.post("/embeddings")
 async def embed(body: EmbeddingsBody, parts: Service, caller: By) -> Response:
-    """Vectors of texts as queries, in OpenAI's form."""
-    texts = [body.input] if isinstance(body.input, str) else body.input
-    too_many("inputs", len(texts), parts.settings.max_items)
-    for i, text in enumerate(texts):
-        check_text(text, f"input.{i}", parts.settings.max_text)
+    """Vectors of texts, pictures, clips and sounds as queries, in OpenAI's form."""
+    queries = body.queries()
+    too_many("inputs", len(queries), parts.settings.max_items)
+    for i, query in enumerate(queries):
+        check_text(query.input, f"input.{i}", parts.settings.max_text)
     encoder = await run_sync(_encoder, parts, caller, body.model)
-    vectors, cut = await encode(parts, encoder, [Query(f"input-{i}", text) for i, text in enumerate(texts)])
+    if encoder.reads_texts_alone:
+        for i, query in enumerate(queries):
+            if query.media:
+                raise DataError(f"input.{i}: a data-URI of kind {query.media[0].kind}; {body.model} reads texts alone")
+    vectors, cut = await encode(parts, encoder, queries)
     raw = np.ascontiguousarray(vectors, dtype="<f4")
     data = [
         {

@@ -130,3 +130,29 @@ def test_what_is_no_picture_is_refused_and_an_address_is_not_fetched(client: Tes
     told([{"kind": "image", "uri": "data:image/png;base64,AAAA"}], 422, "no picture of a known format")
     told([{"kind": "image", "uri": "http://x/" + "a" * 5000}], 422, "at most 4096 characters")
     assert client.get("/v1/pools/things").json()["demonstrations"] == COUNT
+
+
+def test_pictures_are_embedded_in_openais_form(client: TestClient, encoder: Path) -> None:
+    own = load_image_encoder(encoder / "encoder", "cpu")
+    expected = own.encode_queries([Query(str(i), "", media=(Media("image", uri(i)),)) for i in (3, 4)])
+    for model in ("pictures", "things@"):
+        answer = client.post("/v1/embeddings", json={"model": model, "input": [uri(3), uri(4)]})
+        assert answer.status_code == 200, answer.text
+        assert np.allclose([row["embedding"] for row in answer.json()["data"]], expected, atol=1e-5)
+
+    def told(model: str, text: str, words: str) -> None:
+        answer = client.post("/v1/embeddings", json={"model": model, "input": text})
+        assert answer.status_code == 422
+        assert words in answer.json()["error"]["message"]
+
+    told("pictures", "a text", "no picture")
+    told("pictures", "data:image/png;base64,AAAA", "no picture of a known format")
+    told("pictures", "data:image/png;base64," + "A" * 1_500_000, "at most 1500000 characters")
+
+
+def test_a_text_encoder_refuses_to_embed_a_picture(tmp_path: Path) -> None:
+    settings = Settings(database=f"sqlite:///{tmp_path}/t.sqlite", encoder="fake")
+    with TestClient(create_app(settings)) as client:
+        answer = client.post("/v1/embeddings", json={"model": "dense", "input": ["words", uri(1)]})
+        assert answer.status_code == 422
+        assert "input.1: a data-URI of kind image; dense reads texts alone" in answer.json()["error"]["message"]
