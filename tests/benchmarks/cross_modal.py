@@ -1,7 +1,8 @@
-"""Cross-modal encoders on Tux Paint's stamps that training never saw: recall in every direction, codes, pointing.
+r"""Cross-modal encoders on Tux Paint's stamps that training never saw: recall in every direction, codes, pointing.
 
     udr data stamps --out runs/stamps && udr data emoji --out runs/stamps
-    python -m tests.benchmarks.cross_modal run data=runs/stamps out=runs/cross [seeds=1] [epochs=12]
+    python -m tests.benchmarks.cross_modal run data=runs/stamps out=runs/cross \
+        [seeds=1] [epochs=12] [alpha=2.0] [name=short]
     python -m tests.benchmarks.cross_modal frozen data=runs/stamps out=runs/cross   # text by a sentence encoder
 
 `run` trains the same networks three times a seed: continuous alone (codes=0), with codes that are not matched (α=0),
@@ -36,11 +37,10 @@ from udr.types import Query
 
 CONFIG = Path(__file__).parents[2] / "training/configs/pretrain/cross_modal.yaml"
 SPEECH = {"kind_and_name": ("en+folder", "espeak-m7"), "name": ("en", "espeak-m7")}  # the voice is an unheard one
-ALPHA = 2.0
 VARIANTS = {
     "continuous": ["cross_modal.codes=0"],
     "codes_unmatched": ["cross_modal.code_matching_weight=0"],
-    "codes_matched": [f"cross_modal.code_matching_weight={ALPHA}"],
+    "codes_matched": ["cross_modal.code_matching_weight=2.0"],
 }
 CANVAS, STAMP, ON_CANVAS = 128, 40, 3  # pixels of a canvas and of a stamp on it, stamps on a canvas
 
@@ -126,20 +126,30 @@ def mean_recall(found: dict[str, Any]) -> float:
     return float(np.mean([row["R@10"] for name in SPEECH for row in found[name].values()]))
 
 
-def run(data: str, out: str, seeds: str = "1", epochs: str = "12", variants: str = ",".join(VARIANTS)) -> None:
+def run(
+    data: str,
+    out: str,
+    seeds: str = "1",
+    epochs: str = "12",
+    variants: str = ",".join(VARIANTS),
+    alpha: str = "2.0",
+    name: str = "short",
+) -> None:
+    VARIANTS["codes_matched"] = [f"cross_modal.code_matching_weight={alpha}"]
     rows = read_captioned(Path(data) / "stamps.parquet", "test")
     told: dict[str, Any] = {"unseen": len(rows), "concepts": len(concepts_of(rows, "en"))}
     told["chance_R@10"] = round(10 / len(rows), 4)
+    told |= {"epochs": float(epochs), "alpha": float(alpha)}
     for seed in range(int(seeds)):
-        for name in variants.split(","):
-            config = settings(Path(data), Path(out) / f"{name}-{seed}", seed, epochs, VARIANTS[name])
+        for variant in variants.split(","):
+            config = settings(Path(data), Path(out) / f"{variant}-{seed}", seed, epochs, VARIANTS[variant])
             encoder, seconds = trained(config)
             one = measured(encoder, rows)
             one["mean_R@10"] = round(mean_recall(one), 4)
             one["processor_seconds"] = round(seconds)
-            told[f"{name}_{seed}"] = one
-            print(name, seed, one, flush=True)
-            write_result("cross_modal", told)
+            told[f"{variant}_{seed}"] = one
+            print(variant, seed, one, flush=True)
+            write_result(f"cross_modal_{name}", told)
 
 
 def frozen(data: str, out: str, text: str = "", seed: str = "0", epochs: str = "12") -> None:
