@@ -107,7 +107,7 @@ class VideoSettings(StrictConfig):
 class CrossModalSettings(StrictConfig):
     """Liu et al. 2021, arXiv 2106.05438."""
 
-    modalities: tuple[Literal["image", "text", "audio"], ...] = ("image", "text", "audio")
+    modalities: tuple[Literal["image", "text", "audio"], ...] = ("image", "text", "audio")  # that share one space
     languages: tuple[str, ...] = ()  # of captions and speech; none: all
     more_data: tuple[Path, ...] = ()  # further tables, all of whose rows are learnt from
     repeat: int = Field(default=1, ge=1)  # times that a thing of `data` is seen for once of those of `more_data`
@@ -116,7 +116,7 @@ class CrossModalSettings(StrictConfig):
     width: int = Field(default=128, ge=2)  # inside the networks of text and sound
     codes: int = Field(default=256, ge=0)  # V; 0: vectors are continuous alone
     code_matching_weight: float = Field(default=0.1, ge=0)  # α, of code matching
-    commitment: float = Field(default=0.25, ge=0)  # β
+    commitment: float = Field(default=0.25, ge=0)  # β, of features that stay near their codes
     warm_start: float = Field(default=0.3, ge=0, le=1)  # share of training before codes begin
     patience: int = Field(default=300, ge=1)  # steps after which an unused code becomes a copy of a used one
     temperature: float = Field(default=0.07, gt=0)  # similarities are divided by it at first; then it is learnt

@@ -18,6 +18,7 @@ from typer.main import get_command
 
 import training.pretrain_settings as pretrain_settings
 import training.settings as run_settings
+from embed.backbones import build_backbone
 from training.cli import app
 from training.pretrain import build_method
 from training.pretrain_settings import PretrainConfig
@@ -107,7 +108,10 @@ def test_a_bundled_run_parses_and_its_tasks_are_known(path: Path) -> None:
 @pytest.mark.parametrize("path", PRETRAIN, ids=[p.stem for p in PRETRAIN])
 def test_a_bundled_pre_training_could_be_started(path: Path) -> None:
     config = load_config(PretrainConfig, path)
-    assert config.method == path.stem
+    assert config.method == path.stem.removesuffix("_paper")
+    if config.method == "cross_modal":  # its networks are made for the material
+        build_backbone(config.backbone, config.size)
+        return
     assert build_method(config, PictureTokenizer(config.cim.codes)).backbone.size == config.size
 
 
