@@ -17,7 +17,8 @@ from training.cli import app
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.DOTALL)
-COMMANDS = [line for kind, text in BLOCKS if kind == "sh" for line in text.splitlines() if line.startswith("udr ")]
+LINES = [line for kind, text in BLOCKS if kind == "sh" for line in text.replace("\\\n", " ").splitlines()]
+COMMANDS = [part for line in LINES for part in line.split(" && ") if part.startswith("udr ")]
 
 
 @pytest.mark.parametrize("line", COMMANDS)
