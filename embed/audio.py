@@ -21,6 +21,7 @@ RATE = 16_000  # samples a second, which every sound is brought to
 MAX_SECONDS = 60.0  # of one sound; what is longer is no spoken caption
 RATES = (1_000, 400_000)  # samples a second that a file may have
 CHANNELS = 32  # that a file may have at most
+BLOCK = 65_536  # frames that are decoded at a time
 FORMATS = ("WAV", "WAVEX", "OGG", "FLAC", "AIFF", "MP3")  # those that libsndfile reads and people have
 MELS = 40  # bands
 WINDOW, HOP = 400, 160  # samples: 25 ms and 10 ms
@@ -56,16 +57,24 @@ def open_sound(source: Path | bytes | Media, where: str = "", max_seconds: float
         with soundfile.SoundFile(io.BytesIO(raw)) as file:
             _check(file, where)
             rate = int(file.samplerate)
-            # a header may promise less than there is, so the limit is one of reading too
-            samples = file.read(int(max_seconds * rate) + 1, dtype="float32", always_2d=True)
+            most = int(max_seconds * rate)
+            # a header may promise less than there is, so the limit is one of reading too; channels become one block by
+            # block, for few bytes can hold very many of them that are silent
+            parts, count = [], 0
+            for block in file.blocks(BLOCK, dtype="float32", always_2d=True):
+                parts.append(block.mean(1))
+                count += len(block)
+                if count > most:
+                    break
+            samples = np.concatenate(parts) if parts else np.empty(0, np.float32)
     except (soundfile.SoundFileError, ValueError, OverflowError) as error:
         reason = " ".join(str(error).split()).rpartition(": ")[2].rstrip(".")
         raise DataError(f"{where}: no sound that can be read ({reason or type(error).__name__})") from None
     if not len(samples):
         raise DataError(f"{where}: a sound without samples")
-    if len(samples) > max_seconds * rate:
+    if len(samples) > most:
         raise DataError(f"{where}: longer than the {max_seconds:g} s that are read at most")
-    wave = np.nan_to_num(samples.mean(1), nan=0.0, posinf=1.0, neginf=-1.0)
+    wave = np.nan_to_num(samples, nan=0.0, posinf=1.0, neginf=-1.0)
     if rate != RATE:
         wave = soxr.resample(wave, rate, RATE)
     wave = np.clip(wave, -1, 1).astype(np.float32)

@@ -239,8 +239,9 @@ class CrossModalEncoder:
 
 def padded(frames: Sequence[NDArray[np.floating[Any]]]) -> tuple[Tensor, Tensor]:
     """Sounds of several lengths as one batch: (n, t, mels) with zeros behind, and lengths (n,)."""
-    lengths = torch.tensor([len(f) for f in frames])
-    found = torch.zeros(len(frames), int(lengths.max()), frames[0].shape[1])
+    lengths = torch.tensor([len(f) for f in frames], dtype=torch.long)
+    longest, mels = (int(lengths.max()), frames[0].shape[1]) if len(frames) else (1, MELS)
+    found = torch.zeros(len(frames), longest, mels)
     for i, one in enumerate(frames):
         found[i, : len(one)] = torch.from_numpy(one.astype(np.float32))
     return found, lengths

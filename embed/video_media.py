@@ -23,7 +23,7 @@ MAX_SENT = 50_000_000  # bytes of a video that comes as bytes
 MAX_SECONDS = 24 * 3600.0
 MAX_FRAME = 8192 * 4320  # pixels
 FILE_WORK = 1 << 40  # pixels that are decoded of a file at most: some five hours of 1920 x 1080 at 30 a second
-SENT_WORK = 1 << 32  # and of bytes: a minute of the same; few bytes can hold very many frames that are alike
+SENT_WORK = 1 << 30  # and of bytes: a quarter of a minute of the same; few bytes can hold very many frames alike
 JUMP = 2.0  # seconds: what lies further ahead is sought, not decoded up to
 THIN = 4  # sides in such a proportion are cut to the square before they are scaled
 # readers that open nothing but the file itself: playlists and the like would open others, or addresses

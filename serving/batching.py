@@ -18,6 +18,7 @@ from udr.types import Demonstration, FloatArray, Query
 __all__ = ["EncodingWorker"]
 
 _CHARACTERS = 4096  # of queries in one pass: some 1,000 tokens; a CPU gains nothing by more, and the first would wait
+_OF_MEDIA = 512  # characters that a picture, clip or sound counts for
 _REFUSED = 0.05  # seconds for which a refusal holds for whoever comes
 _FULL = 0.9  # of the queries that may wait
 _BULK = 32  # demonstrations in one pass, so that a query never waits long behind them
@@ -37,7 +38,7 @@ class _Work(NamedTuple):
 
     @property
     def characters(self) -> int:
-        return sum(len(q.input) for q in self.queries)
+        return sum(len(q.input) + _OF_MEDIA * len(q.media) for q in self.queries)
 
 
 class EncodingWorker:
@@ -164,9 +165,12 @@ class EncodingWorker:
 def _answer(works: Sequence[_Work]) -> None:
     try:
         vectors = _encode(works)
-    except BaseException as error:  # each request hears of it; the worker goes on
-        for work in works:
-            work.future.set_exception(error)
+    except BaseException as error:  # the worker goes on
+        if len(works) > 1:  # a picture that cannot be read is the fault of the request that brought it, and no other's
+            for work in works:
+                _answer([work])
+        else:
+            works[0].future.set_exception(error)
         return
     start = 0
     for work in works:

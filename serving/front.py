@@ -32,6 +32,7 @@ __all__ = [
 
 FIELD = "udr"  # of a request: settings of the pool's front, for it alone
 _SYSTEM = ("system", "developer")
+_MOST = 64  # parts that a query may have; others go on all the same
 _SHOWN: tuple[Literal["image", "video"], ...] = ("image", "video")  # what parts of messages show, as KIND_url
 
 
@@ -99,7 +100,7 @@ def chat_media(body: dict[str, Any]) -> list[MediaBody]:
             if isinstance(uri, str) and uri[:5].lower() == "data:":
                 with suppress(ValidationError):  # one too large to be read here goes on all the same
                     found.append(MediaBody(kind=kind, uri=uri))
-    return found
+    return found[:_MOST]
 
 
 def _embedded(part: dict[str, Any]) -> Iterator[tuple[Literal["image", "video", "audio"], Any]]:

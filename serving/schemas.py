@@ -294,7 +294,7 @@ class DroppedAnswer(BaseModel):
 
 class MessageAnswer(BaseModel):
     role: Literal["user", "assistant"]
-    content: str
+    content: str | list[dict[str, Any]]  # parts, where there are pictures, clips or sounds
 
 
 class PromptResultAnswer(_ResultAnswer):
@@ -350,7 +350,7 @@ def passed_over_json(one: PassedOver) -> dict[str, Any]:
     return {"id": found.demonstration.id, "similarity": found.similarity, "rank": found.rank, "reason": one.reason}
 
 
-def prompt_json(prompt: Prompt, messages: list[dict[str, str]], found: Sequence[Retrieved]) -> dict[str, Any]:
+def prompt_json(prompt: Prompt, messages: list[dict[str, Any]], found: Sequence[Retrieved]) -> dict[str, Any]:
     """A finished prompt: as text, as chat messages, and what it is made of."""
     retrieved = {f.demonstration.id: f for f in found}
     return {

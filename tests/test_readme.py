@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -52,6 +53,9 @@ def test_every_setting_of_the_service_is_documented_as_it_is() -> None:
 TABLES = re.findall(r"<!-- results/(\w+)\.json -->\n\n?((?:\|.*\n)+)", README)
 
 
+OTHERS = ("scoring", "service", "pictures", "video", "cross_modal")  # tables that are not of scores
+
+
 def result(name: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((ROOT / "tests/benchmarks/results" / f"{name}.json").read_text())
     return found
@@ -63,7 +67,7 @@ def rows(table: str) -> list[list[str]]:
 
 
 def test_every_figure_in_a_table_of_scores_stands_in_a_benchmark_result() -> None:
-    tables = [(name, table) for name, table in TABLES if not name.startswith(("scoring", "service", "pictures", "video", "cross_modal"))]
+    tables = [(name, table) for name, table in TABLES if not name.startswith(OTHERS)]
     assert len(tables) == README.count("| p |")  # a table of scores without its source is refused
     for name, table in tables:
         scores = result(name)["scores"]
@@ -113,3 +117,19 @@ def test_every_figure_of_the_cross_modal_recall_stands_in_a_benchmark_result() -
     ways = ["image→text", "text→image", "text→audio", "audio→text", "image→audio", "audio→image"]
     for source, (_, *cells) in zip(sources, rows(table), strict=True):
         assert cells == [f"{100 * source['kind_and_name'][way]['R@10']:.1f}" for way in ways]
+
+
+def test_every_figure_of_what_pictures_teach_stands_in_a_benchmark_result() -> None:
+    (table,) = [table for name, table in TABLES if name == "pictures_simclr_cifar10"]
+    named = {"SimCLR": "simclr", "DenseCL": "densecl", "MEC": "mec"}
+    for title, *cells in rows(table):
+        columns = [(data, probe) for data in ("cifar10", "fashion") for probe in ("linear", "knn")]
+        for cell, (data, probe) in zip(cells, columns, strict=True):
+            if not cell:
+                continue
+            found = result(f"pictures_{named.get(title, 'simclr')}_{data}")
+            if title == "raw pixels":
+                assert cell == f"{found['pixels'][probe]:.1f}"
+            else:
+                kind = "untrained" if title == "untrained" else "trained"
+                assert cell == f"{fmean(run[kind][probe] for run in found['runs']):.1f}", title

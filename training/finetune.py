@@ -75,7 +75,12 @@ def finetuned_accuracy(
     mirrors are functions of (seed, step).
 
     Shape: pixels (m, 3, s, s), classes (m,), asked (n, 3, s, s), answers (n,).
+
+    Raises:
+        DataError: fewer than two labelled pictures.
     """
+    if len(pixels) < 2:
+        raise DataError("fine-tuning wants two labelled pictures at least; give more, or leave the probe out")
     device = backbone.device
     count = int(max(classes.max(), answers.max())) + 1
     model = _Classifier(copy.deepcopy(backbone), count).requires_grad_().to(device).train()

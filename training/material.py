@@ -157,6 +157,8 @@ def _tried(read: Callable[[], list[object]], wrong: list[int]) -> list[object]:
 def _stacked(modality: Modality, found: list[list[object]], frozen: Encoder | None) -> Variants:
     starts = torch.tensor([0, *np.cumsum([len(own) for own in found])])
     flat: list[Any] = [one for own in found for one in own]
+    if not flat:
+        raise DataError(f"nothing to learn from of modality {modality}; leave it out of cross_modal.modalities")
     if frozen is not None:
         queries = [Query(f"caption {i}", one) if isinstance(one, str) else one for i, one in enumerate(flat)]
         return Variants(starts, torch.from_numpy(frozen.encode_queries(queries)))

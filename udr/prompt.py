@@ -13,7 +13,8 @@ from udr.types import Demonstration, Dropped, Media, Prompt, Query, Tokenizer
 
 __all__ = ["as_messages", "build_prompt", "for_encoder", "rearrange", "render", "render_demonstration", "render_query"]
 
-_SOUND = re.compile(r"data:audio/(?:x-)?(\w+);base64,")  # whose format OpenAI's API wants to be told
+_SOUND = re.compile(r"data:audio/(?:x-)?([\w.+-]+)(?:;[^,;]+)*;base64,", re.IGNORECASE)
+_FORMATS = {"mpeg": "mp3", "wave": "wav", "vnd.wave": "wav"}  # as OpenAI's API calls them
 
 
 def render_demonstration(spec: TaskSpec, demonstration: Demonstration) -> str:
@@ -57,7 +58,8 @@ def _content(spec: TaskSpec, text: str, media: Sequence[Media]) -> str | list[di
         if name := kinds.get(m.kind):
             parts.append({"type": name, name: {"url": m.address}})
         elif sound := _SOUND.match(m.address):
-            parts.append({"type": "input_audio", "input_audio": {"data": m.address[sound.end() :], "format": sound[1]}})
+            form = _FORMATS.get(sound[1].lower(), sound[1].lower())
+            parts.append({"type": "input_audio", "input_audio": {"data": m.address[sound.end() :], "format": form}})
     if parts and not text:
         return parts
     return [*parts, {"type": "text", "text": text}] if parts else text

@@ -76,10 +76,11 @@ class Media:
         """The address, or the bytes as a data-URI (RFC 2397) of the type that they begin like."""
         if not self.data:
             return self.uri
-        other = "video/mp4" if self.kind == "video" else "application/octet-stream"
-        kind = next((t for begin, t in SIGNATURES.items() if self.data.startswith(begin)), other)
+        kind = next((t for begin, t in SIGNATURES.items() if self.data.startswith(begin)), "")
         if self.data.startswith(b"RIFF"):
-            kind = "audio/wav" if self.data[8:12] == b"WAVE" else "image/webp"
+            kind = {b"WAVE": "audio/wav", b"WEBP": "image/webp", b"AVI ": "video/x-msvideo"}.get(self.data[8:12], "")
+        if not kind.startswith(self.kind):  # Ogg holds videos too
+            kind = {"video": "video/mp4", "audio": "audio/mpeg"}.get(self.kind, "application/octet-stream")
         return f"data:{kind};base64,{base64.b64encode(self.data).decode()}"
 
 

@@ -43,7 +43,7 @@ __all__ = ["router"]
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=OPENAI_PROBLEMS)
 POOL_HEADER = "x-udr-pool"
-_MEDIA = re.compile(r"data:(image|video|audio)/[\w.+-]+;base64,", re.IGNORECASE)
+_MEDIA = re.compile(r"data:(image|video|audio)/[\w.+-]+[;,]", re.IGNORECASE)
 _TOLD = 4096  # characters of the ids that are told in a header
 _ANY = {"requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}}
 

@@ -23,7 +23,9 @@ def environment() -> dict[str, Any]:
     command = [shutil.which("git") or "true", "rev-parse", "--short", "HEAD"]
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "commit": subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip(),
+        "commit": subprocess.run(
+            command, cwd=RESULTS.parent, capture_output=True, text=True, check=False
+        ).stdout.strip(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "cores": os.cpu_count(),
         "machine": platform.machine(),

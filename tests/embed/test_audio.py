@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -118,3 +119,15 @@ def test_log_mel_is_what_transformers_computes() -> None:
     ours = log_mel(torch.from_numpy(wave))
     assert ours.shape == (1 + (5000 - 400) // 160, MELS)
     np.testing.assert_allclose(ours.numpy(), theirs.T, atol=1e-4)
+
+
+def test_many_silent_channels_in_few_bytes_are_not_held_at_once() -> None:
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros((48_000 * 20, 8), np.float32), 48_000, format="FLAC")
+    assert len(file.getvalue()) < 100_000
+    tracemalloc.start()
+    wave = open_sound(file.getvalue())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(wave) == 20 * 16_000
+    assert peak < 48_000 * 20 * 8 * 4 / 1.5  # bytes of all channels together

@@ -12,7 +12,8 @@ import pytest
 import torch
 from captioned_things import drawing, tone
 
-from embed.cross_modal import CrossModalEncoder, CrossModalNet, build_net, load_cross_modal, save_cross_modal
+from embed.audio import MELS
+from embed.cross_modal import CrossModalEncoder, CrossModalNet, build_net, load_cross_modal, padded, save_cross_modal
 from embed.registry import open_encoder
 from embed.towers import grams_of, words_of
 from udr.errors import ArtifactError, ConfigError, DataError, FingerprintMismatch, UDRError
@@ -182,3 +183,9 @@ def test_an_adapter_over_frozen_encoders_serves_and_knows_them_again(tmp_path: P
     ViTModel(config, add_pooling_layer=False).save_pretrained(tmp_path / "vit")  # other weights under the same name
     with pytest.raises(FingerprintMismatch, match="another model than the one this was trained on"):
         load_cross_modal(tmp_path / "m", "cpu")
+
+
+def test_no_sounds_are_a_batch_of_none() -> None:
+    frames, lengths = padded([])
+    assert frames.shape == (0, 1, MELS)
+    assert lengths.shape == (0,)

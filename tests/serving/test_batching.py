@@ -77,6 +77,21 @@ def test_what_waits_shares_a_pass_and_a_request_given_up_harms_nobody(worker: En
     assert worker.alive
 
 
+def test_one_request_that_fails_does_not_fail_those_it_shared_a_pass_with(worker: EncodingWorker) -> None:
+    held = Held()
+    encoder = PoolEncoder(held, SPEC)
+    first = worker.encode_queries(encoder, query("a"))
+    assert held.begun.wait(10)
+    waiting = [worker.encode_queries(encoder, query(name)) for name in ("b", "bad", "c")]
+    held.leave.set()
+    first.result(10)
+    for future, name in ((waiting[0], "b"), (waiting[2], "c")):
+        np.testing.assert_array_equal(future.result(10), FakeEncoder().encode_queries(query(name)))
+    with pytest.raises(ValueError, match="bad"):
+        waiting[1].result(10)
+    assert held.batches[:2] == [1, 3]
+
+
 class HeldBulk(FakeEncoder):
     """Demonstrations wait for leave; counts how many passes over them are under way."""
 

@@ -147,6 +147,7 @@ def test_pictures_are_embedded_in_openais_form(client: TestClient, encoder: Path
 
     told("pictures", "a text", "no picture")
     told("pictures", "data:image/png;base64,AAAA", "no picture of a known format")
+    told("pictures", "data:image/png;charset=utf-8;base64,AAAA", "no picture of a known format")
     told("pictures", "data:image/png;base64," + "A" * 1_500_000, "at most 1500000 characters")
 
 

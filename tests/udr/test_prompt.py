@@ -158,4 +158,7 @@ def test_a_sound_stands_in_a_chat_as_openai_wants_it_and_an_address_does_not(cop
     spoken = {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}
     assert turn["content"] == [spoken, {"type": "text", "text": "what is this?"}]
     assert as_messages(copying, [], Query("q", "", media=sounds))[0]["content"] == [spoken]
+    for kind, form in (("mpeg", "mp3"), ("Ogg;codecs=opus", "ogg"), ("vnd.wave", "wav")):
+        (part,) = as_messages(copying, [], Query("q", "", media=(Media("audio", f"data:audio/{kind};base64,AA"),)))
+        assert part["content"][0]["input_audio"] == {"data": "AA", "format": form}
     assert as_messages(copying, [], Query("q", "words", media=sounds[1:]))[0]["content"] == "words"

@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import subprocess
 import sys
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -30,16 +31,19 @@ def test_media_belong_to_the_identity_of_a_query() -> None:
 
 def test_media_have_an_address_even_if_they_are_bytes() -> None:
     assert Media("image", "http://x/y.png").address == "http://x/y.png"
-    kinds = {
-        b"\x89PNG": "image/png",
-        b"\xff\xd8\xff": "image/jpeg",
-        b"RIFF0000WEBP": "image/webp",
-        b"RIFF0000WAVE": "audio/wav",
-        b"OggS": "audio/ogg",
-        b"?": "application/octet-stream",
-    }
-    for begin, kind in kinds.items():
-        address = Media("image", data=begin + b"rest").address
+    kinds: list[tuple[Literal["image", "video", "audio"], bytes, str]] = [
+        ("image", b"\x89PNG", "image/png"),
+        ("image", b"\xff\xd8\xff", "image/jpeg"),
+        ("image", b"RIFF0000WEBP", "image/webp"),
+        ("image", b"?", "application/octet-stream"),
+        ("audio", b"RIFF0000WAVE", "audio/wav"),
+        ("audio", b"OggS", "audio/ogg"),
+        ("audio", b"\xff\xf3", "audio/mpeg"),
+        ("video", b"RIFF0000AVI ", "video/x-msvideo"),
+        ("video", b"OggS", "video/mp4"),
+    ]
+    for of, begin, kind in kinds:
+        address = Media(of, data=begin + b"rest").address
         assert address == f"data:{kind};base64,{base64.b64encode(begin + b'rest').decode()}"
 
 
