@@ -28,9 +28,11 @@ def ahead(make: Callable[[int], T], first: int, end: int) -> Generator[T]:
         coming = pool.submit(make, first) if first < end else None
         for step in range(first, end):
             assert coming is not None
-            made = coming.result()
-            if step == first:  # torch has one number for the process, too, and the caller keeps its own
-                torch.set_num_threads(threads)
+            try:
+                made = coming.result()
+            finally:
+                if step == first:  # torch has one number for the process, too, and the caller keeps its own
+                    torch.set_num_threads(threads)
             coming = pool.submit(make, step + 1) if step + 1 < end else None
             yield made
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from itertools import permutations
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from embed.cross_modal import CrossModalEncoder, CrossModalNet, Modality
 from training.captioned import Captioned
 from training.probes import spread
+from udr.errors import DataError, UDRWarning
 from udr.types import FloatArray, Media, Query
 
 __all__ = ["FOUND_AMONG", "RetrievalProbe", "as_query", "directions", "own_ranks", "recall", "vectors_of"]
@@ -79,6 +81,15 @@ def _directions(found: Mapping[Modality, tuple[NDArray[np.int64], FloatArray]]) 
     return told
 
 
+def _can_be_read(encoder: CrossModalEncoder, modality: Modality, query: Query) -> bool:
+    try:
+        encoder.inputs(modality, [query])
+    except DataError as error:
+        warnings.warn(f"left out: {error}", UDRWarning, stacklevel=2)
+        return False
+    return True
+
+
 class RetrievalProbe:
     """The online probe: recall among ten over all directions, on things that are not learnt from.
 
@@ -99,9 +110,10 @@ class RetrievalProbe:
         encoder = self._open()  # puts the net into its other mode
         for modality in encoder.modalities if not self._inputs else ():
             queries = [as_query(row, modality, self._language) for row in self._rows]
-            there = np.array([i for i, query in enumerate(queries) if query is not None], np.int64)
-            if len(there):
-                self._inputs[modality] = there, encoder.inputs(modality, [q for q in queries if q is not None])
+            asked = [(i, q) for i, q in enumerate(queries) if q is not None and _can_be_read(encoder, modality, q)]
+            if asked:
+                there = np.array([i for i, _ in asked], np.int64)
+                self._inputs[modality] = there, encoder.inputs(modality, [q for _, q in asked])
         found = {m: (there, encoder.encode_inputs(m, inputs)) for m, (there, inputs) in self._inputs.items()}
         net.train(was_training)
         told = _directions(found)

@@ -44,7 +44,9 @@ def fetch_stamps(cache: Path) -> Path:
             raise DataError(f"{tool} is missing: stamps come from Debian's {PACKAGE}; unpack it and pass --stamps")
     cache.mkdir(parents=True, exist_ok=True)
     _run(["apt-get", "download", PACKAGE], cache)
-    archive = max(cache.glob(f"{PACKAGE}_*.deb"))
+    archive = max(cache.glob(f"{PACKAGE}_*.deb"), default=None)
+    if archive is None:
+        raise DataError(f"apt-get download {PACKAGE}: left no package in {cache}")
     unpacked = cache / f".tuxpaint.{os.getpid()}"
     _run(["dpkg", "-x", str(archive.resolve()), str(unpacked.resolve())], cache)
     os.replace(unpacked, cache / "tuxpaint")
