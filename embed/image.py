@@ -15,29 +15,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from embed.backbones import Backbone, build_backbone
-from embed.media import open_picture, pixels_of
+from embed.media import media_of, open_picture, pixels_of
 from udr.artifacts import fingerprint_files, read_json, replacing, write_json
 from udr.devices import choose_device
-from udr.errors import ArtifactError, DataError
-from udr.types import Demonstration, FloatArray, Media, Query
+from udr.errors import ArtifactError
+from udr.types import Demonstration, FloatArray, Query
 
-__all__ = ["ImageEncoder", "encode_pictures", "load_image_encoder", "picture_of", "save_backbone"]
+__all__ = ["ImageEncoder", "encode_pictures", "load_image_encoder", "save_backbone"]
 
 KIND = "image"  # of an encoder folder
 WEIGHTS = "model.safetensors"
 AT_ONCE = 32  # pictures in one forward pass
-
-
-def picture_of(query: Query) -> Media:
-    """The picture that a query shows.
-
-    Raises:
-        DataError: it shows none.
-    """
-    for media in query.media:
-        if media.kind == "image":
-            return media
-    raise DataError(f"{query.id}: no picture; an image encoder reads queries with media of kind image")
 
 
 def encode_pictures(
@@ -51,7 +39,7 @@ def encode_pictures(
     found = np.empty((len(queries), dim), np.float32)
     for start in range(0, len(queries), AT_ONCE):
         part = queries[start : start + AT_ONCE]
-        found[start : start + len(part)] = encode([open_picture(picture_of(q), q.id) for q in part])
+        found[start : start + len(part)] = encode([open_picture(media_of(q, "image"), q.id) for q in part])
     return found
 
 

@@ -7,6 +7,7 @@ import binascii
 import io
 import warnings
 from pathlib import Path
+from typing import Literal
 from urllib.parse import unquote_to_bytes
 
 import numpy as np
@@ -14,9 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from udr.errors import DataError
-from udr.types import Media
+from udr.types import Media, Query
 
-__all__ = ["MAX_BYTES", "MAX_PIXELS", "open_picture", "picture_bytes", "pixels_of", "read_data_uri"]
+__all__ = ["MAX_BYTES", "MAX_PIXELS", "media_of", "open_picture", "picture_bytes", "pixels_of", "read_data_uri"]
 
 MAX_PIXELS = 50_000_000  # of one picture; a decompression bomb has more in few bytes
 MAX_BYTES = 50_000_000  # of one file
@@ -37,6 +38,19 @@ def read_data_uri(uri: str, where: str) -> bytes:
         return base64.b64decode(raw, validate=True) if head.lower().endswith(";base64") else raw
     except (binascii.Error, ValueError):
         raise DataError(f"{where}: the data-URI is no base64") from None
+
+
+def media_of(query: Query, kind: Literal["image", "video"]) -> Media:
+    """The first picture or video that a query shows.
+
+    Raises:
+        DataError: it shows none.
+    """
+    for media in query.media:
+        if media.kind == kind:
+            return media
+    word, article = ("picture", "an image") if kind == "image" else ("video", "a video")
+    raise DataError(f"{query.id}: no {word}; {article} encoder reads queries with media of kind {kind}")
 
 
 def open_picture(source: Path | bytes | Media, where: str = "", max_pixels: int = MAX_PIXELS) -> Image.Image:

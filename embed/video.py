@@ -12,30 +12,19 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from embed.media import media_of
 from embed.video_backbones import VideoBackbone, build_video_backbone
 from embed.video_media import Video, open_video
 from udr.artifacts import fingerprint_files, read_json, replacing, write_json
 from udr.devices import choose_device
-from udr.errors import ArtifactError, DataError
+from udr.errors import ArtifactError
 from udr.types import Demonstration, FloatArray, Media, Query
 
-__all__ = ["KIND", "VideoEncoder", "clip_times", "load_video_encoder", "save_video_backbone", "video_of"]
+__all__ = ["KIND", "VideoEncoder", "clip_times", "load_video_encoder", "save_video_backbone"]
 
 KIND = "video"  # of an encoder folder
 WEIGHTS = "model.safetensors"
 AT_ONCE = 8  # clips in one forward pass
-
-
-def video_of(query: Query) -> Media:
-    """The video that a query shows.
-
-    Raises:
-        DataError: it shows none.
-    """
-    for media in query.media:
-        if media.kind == "video":
-            return media
-    raise DataError(f"{query.id}: no video; a video encoder reads queries with media of kind video")
 
 
 def clip_times(seconds: float, clips: int, frames: int, step: float) -> NDArray[np.float64]:
@@ -85,7 +74,7 @@ class VideoEncoder:
         """
         found = np.empty((len(queries), self.dim), np.float32)
         for i, query in enumerate(queries):
-            found[i] = self.encode_video(video_of(query), query.id)
+            found[i] = self.encode_video(media_of(query, "video"), query.id)
         return found
 
     def encode_demonstrations(self, demonstrations: Sequence[Demonstration], instruction: str = "") -> FloatArray:

@@ -232,10 +232,9 @@ def test_any_encoder_is_probed_and_what_it_has_no_network_for_is_refused(
         dim, fingerprint = 3, "colour"
 
         def encode_queries(self, queries: Any, instruction: str = "") -> np.ndarray:
-            from embed.image import picture_of
-            from embed.media import open_picture
+            from embed.media import media_of, open_picture
 
-            return np.stack([np.asarray(open_picture(picture_of(q)), np.float32).mean((0, 1)) for q in queries])
+            return np.stack([np.asarray(open_picture(media_of(q, "image")), np.float32).mean((0, 1)) for q in queries])
 
     monkeypatch.setattr("training.probe.open_picture_encoder", lambda address: Colour())
     found = probe_encoder(table, "hf:any", cache=tmp_path)

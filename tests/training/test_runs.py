@@ -102,7 +102,10 @@ def test_names_are_words_on_the_page_and_never_its_code(copy: Bench) -> None:
     for scores in table["scores"].values():
         scores.setdefault("<script>alert(1)</script>", 0.0)
     (odd / "table-<b>.json").write_text(json.dumps(table))
-    Reader().feed(run_page(read_run(copy.out)))
+    page = run_page(read_run(copy.out))
+    Reader().feed(page)
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert(1)" in page
 
 
 def test_a_pretraining_is_listed_beside_runs_with_its_curves_on_a_page(
