@@ -27,7 +27,7 @@ Precision = Literal["float32", "bfloat16"]
 ANSWER_TOKENS = 64  # of a demonstration's answer at most, so that the input is never squeezed out
 # as the configurations of one or another family name them
 DROPOUT_KEYS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout")
-PADDED_TOKENS = (1024, 65536)  # in one forward pass on a CPU (its caches are small) and on a GPU
+PADDED_TOKENS = (2048, 65536)  # in one forward pass on a CPU (its caches are small) and on a GPU
 PADDING = (0.2, 1e9)  # to each token of a text: a CPU gains little by larger passes, a GPU much
 
 
@@ -159,9 +159,19 @@ class BiEncoder(nn.Module):
         """Vectors (n, d) of token-id sequences, with gradients; batches of like length spare the padding."""
         on_gpu = self.device.type == "cuda"
         batches = list(length_batches(ids, PADDED_TOKENS[on_gpu], PADDING[on_gpu]))
-        vectors = torch.cat([self._embed_padded([ids[i] for i in batch], tower) for batch in batches])
+        with autocast(self.device, self.precision == "bfloat16"):  # one for all: it casts every weight once
+            vectors = torch.cat([self._embed_padded([ids[i] for i in batch], tower) for batch in batches])
         place = torch.tensor([i for batch in batches for i in batch], device=vectors.device).argsort()
         return vectors[place]
+
+    def embed_both(
+        self, queries: Sequence[Sequence[int]], demonstrations: Sequence[Sequence[int]]
+    ) -> tuple[Tensor, Tensor]:
+        """Vectors of queries (n, d) and demonstrations (m, d), with gradients; shared towers read both in one go."""
+        if not self.shared:
+            return self.embed(queries, self.query_tower), self.embed(demonstrations, self.demonstration_tower)
+        vectors = self.embed([*queries, *demonstrations], self.query_tower)
+        return vectors[: len(queries)], vectors[len(queries) :]
 
     def _embed_padded(self, ids: Sequence[Sequence[int]], tower: nn.Module) -> Tensor:
         width = max(len(row) for row in ids)
@@ -171,8 +181,7 @@ class BiEncoder(nn.Module):
             tokens[i, : len(row)] = torch.tensor(row)
             mask[i, : len(row)] = 1
         tokens, mask = tokens.to(self.device), mask.to(self.device)
-        with autocast(self.device, self.precision == "bfloat16"):
-            hidden = tower(input_ids=tokens, attention_mask=mask).last_hidden_state.float()  # (n, t, d)
+        hidden = tower(input_ids=tokens, attention_mask=mask).last_hidden_state.float()  # (n, t, d)
         if self.pooling == "cls":
             vectors = hidden[:, 0]
         else:

@@ -268,8 +268,7 @@ def _loss(
     pair_weight: PairWeight,
     temperature: float,
 ) -> Tensor:
-    queries = encoder.embed(batch.queries, encoder.query_tower)
-    demonstrations = encoder.embed(batch.demonstrations, encoder.demonstration_tower)
+    queries, demonstrations = encoder.embed_both(batch.queries, batch.demonstrations)
     sims = queries @ demonstrations.T / temperature  # (b, u)
     own, ranks, masked = (x.to(sims.device) for x in (batch.own, batch.ranks, batch.masked))
     if objective == "epr":

@@ -175,6 +175,19 @@ def test_texts_of_like_length_pass_together() -> None:
     assert [len(b) for b in length_batches([[0] * n for n in (10, 40, 9, 11, 38, 10)], 1000, 0.2)] == [2, 4]
 
 
+@pytest.mark.parametrize("towers", ["encoder", "fresh"])
+def test_a_training_step_reads_both_sides_as_each_tower_would(request: pytest.FixtureRequest, towers: str) -> None:
+    encoder: BiEncoder = request.getfixturevalue(towers).eval()  # shared, separate
+    queries = encoder.query_ids(QUERIES, INSTRUCTION)
+    demonstrations = encoder.demonstration_ids([Demonstration(str(i), t, "yes") for i, t in enumerate(TEXTS[::-1])])
+    found = encoder.embed_both(queries, demonstrations)
+    for ids, tower, vectors in zip(
+        (queries, demonstrations), (encoder.query_tower, encoder.demonstration_tower), found, strict=True
+    ):
+        assert vectors.requires_grad
+        torch.testing.assert_close(vectors, encoder.embed(ids, tower), atol=2e-6, rtol=0)
+
+
 # towers and files
 
 

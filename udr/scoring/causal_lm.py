@@ -17,14 +17,15 @@ from udr.devices import choose_device, fast_dtype
 from udr.errors import ConfigError, ScorerUnavailable
 from udr.scoring.token_tree import TokenRow, pack, subtree_ends
 from udr.scoring.tokens import LMTokenizer, load_tokenizer
+from udr.scoring.vocabulary import log_probabilities
 from udr.types import IntArray, LogLikelihoods
 
 __all__ = ["CausalLM", "build_causal_lm"]
 
 SHORT_ROW = 1024  # tokens; plain attention needs memory for their square
 # on a CPU, whose caches are small, and on a GPU, which wants much work at once
-ROW_TOKENS = (256, 2048)  # in one forward pass; float32 on a CPU is quicker by a tenth with twice as many
-HEAD_ROWS = (128, 1024)  # states that pass the vocabulary head together
+ROW_TOKENS = (512, 2048)  # in one forward pass
+HEAD_ROWS = (512, 1024)  # states that pass the vocabulary head together: fetching its weights is most of that
 PROMPTS_PER_CALL = (128, 2048)
 GENERATION_BATCH = (8, 32)
 PROBES = 12  # prompts that show whether a model can read a token tree
@@ -55,7 +56,7 @@ class CausalLM:
         self.tokenizer = tokenizer
         self.tokens = LMTokenizer(tokenizer)
         on_gpu = model.device.type == "cuda"
-        self.row_tokens = row_tokens or ROW_TOKENS[on_gpu] * (1 if on_gpu or model.dtype != torch.float32 else 2)
+        self.row_tokens = row_tokens or ROW_TOKENS[on_gpu]
         self.prompts_per_call = PROMPTS_PER_CALL[on_gpu]
         self.generation_batch = generation_batch or GENERATION_BATCH[on_gpu]
         self.tokens_computed = 0
@@ -163,17 +164,14 @@ class CausalLM:
 
     def _read(self, waiting: Sequence[tuple[torch.Tensor, IntArray, TokenRow]]) -> Iterator[torch.Tensor]:
         """The log-probabilities that some rows ask for."""
-        logits = torch.cat([states for states, _, _ in waiting])
-        logits = logits if self._head is None else self._head(logits)
-        # in slices that stay in the cache: one float32 copy of all logits is several times slower on a CPU
-        slices = logits.split(1 if logits.device.type == "cpu" else 64)
-        normaliser = torch.cat([part.float().logsumexp(-1) for part in slices])
-        start = 0
-        for states, place, row in waiting:
-            picked = self._move(start + place)
-            values: torch.Tensor = logits[picked, self._move(row.targets)].float() - normaliser[picked]
-            yield values
-            start += len(states)
+        starts = np.cumsum([0] + [len(states) for states, _, _ in waiting[:-1]])
+        values = log_probabilities(
+            torch.cat([states for states, _, _ in waiting]),
+            self._head,
+            np.concatenate([start + place for start, (_, place, _) in zip(starts, waiting, strict=True)]),
+            np.concatenate([row.targets for _, _, row in waiting]),
+        )
+        yield from torch.split(values, [len(row.targets) for _, _, row in waiting])
 
     @torch.inference_mode()
     def _find_head(self) -> Any:
