@@ -316,7 +316,7 @@ def fit_and_save(
     for key in ("epochs", "round_epochs", "multi_task"):
         settings.pop(key)
     if objective == "epr":
-        settings["false_negatives"] = "text"  # as published
+        settings |= {"false_negatives": "text", "tasks_per_step": 1, "weighting": "equal"}  # as published
     lists = sum(len(t.lists) for t in tasks)
     checkpoint = checkpoint_of(folder)
     taken = fit(

@@ -77,7 +77,12 @@ class TrainSettings(StrictConfig):
 
     epochs: float = Field(default=30, gt=0)  # passes over all lists after the first proposal
     round_epochs: float = Field(default=10, gt=0)  # after each re-mining
-    batch: int = Field(default=128, ge=1)  # queries of one task in a step
+    batch: int = Field(default=128, ge=1)  # queries in a step
+    tasks_per_step: int = Field(default=1, ge=1)  # that the queries are of, drawn by the root of their size
+    # how the losses of a step's tasks become one step (udr.weighting); the paper's steps have one task
+    weighting: Literal["equal", "uncertainty", "dwa", "gradnorm", "mgda", "pcgrad", "cagrad", "gls", "rlw", "imtl"] = (
+        "equal"
+    )
     list_size: int = Field(default=8, ge=2)  # l: candidates of a query in a step
     list_sampling: Literal["uniform", "stratified"] = "uniform"  # stratified: always one of the best 5 and worst 5
     rank_weight: float = Field(default=0.8, ge=0, le=1)  # of L_rank; the rest is L_ib; 0: no rank loss
@@ -92,6 +97,14 @@ class TrainSettings(StrictConfig):
     freeze_embeddings: bool = False  # keep the word vectors as they are (cheaper, for small encoders)
     multi_task: bool = True  # false: one encoder a task (the paper's ablation)
     checkpoint_every: int = Field(default=100, ge=1)  # steps
+
+    @model_validator(mode="after")
+    def _tasks_are_there_to_compare(self) -> TrainSettings:
+        if self.tasks_per_step == 1 and self.weighting not in ("equal", "uncertainty", "dwa"):
+            raise ValueError(
+                f"weighting {self.weighting} compares the tasks of a step: set tasks_per_step to 2 or more"
+            )
+        return self
 
 
 class EvaluationSettings(StrictConfig):

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -20,12 +20,14 @@ from udr.losses import PairWeight, epr_loss, udr_loss
 from udr.prompt import for_encoder
 from udr.tasks.spec import TaskSpec
 from udr.types import Candidate, CandidateList, Demonstration, Progress
+from udr.weighting import Weighting, build_weighting
 
 __all__ = ["RankedTask", "Step", "fit", "forgotten"]
 
 ListSampling = Literal["uniform", "stratified"]
 Objective = Literal["udr", "epr"]
 FalseNegatives = Literal["text", "output"]
+WEIGHTING_LR = 0.025  # of weights that are learnt beside the encoder, as GradNorm's authors set it
 EXTREME = 5  # "top" and "bottom" of a list: its 5 best and its 5 worst
 
 
@@ -39,7 +41,7 @@ class RankedTask:
 
 
 class Step(NamedTuple):
-    """One step of training: whose batch it was, and its loss before the step."""
+    """One task's batch in a step of training, and its loss before the step."""
 
     task: str
     loss: float
@@ -114,6 +116,7 @@ class _Sampler:
         tasks: Sequence[RankedTask],
         *,
         batch: int,
+        tasks_per_step: int,
         list_size: int,
         list_sampling: ListSampling,
         objective: Objective,
@@ -121,7 +124,6 @@ class _Sampler:
         seed: int,
     ) -> None:
         self.encoder = encoder
-        self.batch = batch
         self.list_size = list_size
         self.list_sampling = list_sampling
         self.objective = objective
@@ -133,18 +135,28 @@ class _Sampler:
         self.lists = [[one for one in t.lists if len(one.candidates) > 1] for t in self.tasks]
         weights = np.sqrt([len(own) for own in self.lists])  # tasks drawn with probability ∝ |D_T|^0.5
         self.weights = weights / weights.sum()
+        self.tasks_per_step = min(tasks_per_step, len(self.tasks))
+        self.batch = max(1, batch // self.tasks_per_step)  # queries of each
         self._ids: dict[tuple[int, bool, str], list[int]] = {}
 
-    def _draw_task(self, step: int) -> tuple[int, np.random.Generator]:
+    def _draw_tasks(self, step: int) -> tuple[list[int], np.random.Generator]:
         rng = np.random.default_rng([self.seed, step])
-        return int(rng.choice(len(self.tasks), p=self.weights)), rng
+        drawn: list[int] = []
+        left = self.weights.copy()
+        for _ in range(self.tasks_per_step):
+            drawn.append(int(rng.choice(len(left), p=left / left.sum())))
+            left[drawn[-1]] = 0
+        return drawn, rng
 
-    def task_of(self, step: int) -> str:
-        """Whose batch a step takes."""
-        return self.tasks[self._draw_task(step)[0]].spec.name
+    def tasks_of(self, step: int) -> list[int]:
+        """Whose batches a step takes."""
+        return self._draw_tasks(step)[0]
 
-    def __call__(self, step: int) -> Batch:
-        t, rng = self._draw_task(step)
+    def __call__(self, step: int) -> list[Batch]:
+        tasks, rng = self._draw_tasks(step)
+        return [self._batch(t, rng) for t in tasks]
+
+    def _batch(self, t: int, rng: np.random.Generator) -> Batch:
         by_id, lists = self.tasks[t].by_id, self.lists[t]
         chosen = [lists[i] for i in rng.permutation(len(lists))[: self.batch]]
         drawn = [
@@ -191,6 +203,8 @@ def fit(
     *,
     steps: int,
     batch: int = 128,
+    tasks_per_step: int = 1,
+    weighting: str = "equal",
     list_size: int = 8,
     list_sampling: ListSampling = "uniform",
     objective: Objective = "udr",
@@ -209,7 +223,9 @@ def fit(
 ) -> list[Step]:
     """Train `encoder` in place; return what each step was, those before a checkpoint included.
 
-    A step is one task's batch of `batch` queries with `list_size` candidates each, ranked among themselves. AdamW with
+    A step is one task's batch of `batch` queries with `list_size` candidates each, ranked among themselves; or the
+    batches of `tasks_per_step` tasks with as many queries in all, whose losses `weighting` makes one step of (see
+    `udr.weighting`). AdamW with
     linear warm-up over `warmup` steps (at most a tenth of all) and linear decay. `objective: epr` is the baseline:
     one positive of the top and one hard negative of the bottom of each list (Rubin et al. 2022, arXiv 2112.08633).
     `false_negatives` are left out of L_ib: `text` means the query and its equals, `output` also candidates that give
@@ -217,12 +233,14 @@ def fit(
 
     Raises:
         DataError: no list holds two scored candidates.
+        UnknownNameError: no weighting of that name.
         ArtifactError: the checkpoint cannot be written, or is damaged.
     """
     sampler = _Sampler(
         encoder,
         tasks,
         batch=batch,
+        tasks_per_step=tasks_per_step,
         list_size=list_size,
         list_sampling=list_sampling,
         objective=objective,
@@ -232,32 +250,38 @@ def fit(
     for tower in (encoder.query_tower, encoder.demonstration_tower):
         tower.get_input_embeddings().requires_grad_(not freeze_embeddings)  # type: ignore[operator]
     parameters = [p for p in encoder.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+    weigh = build_weighting(weighting, len(sampler.tasks)).to(encoder.device)
+    groups: list[dict[str, Any]] = [{"params": parameters}]
+    if own := list(weigh.parameters()):
+        groups.append({"params": own, "lr": WEIGHTING_LR, "weight_decay": 0.0})
+    optimizer = torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay, fused=True)
     rise = max(1, min(warmup, steps // 10))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda n: min((n + 1) / rise, (steps - n) / max(1, steps - rise))
     )
-    losses = _restore(checkpoint, encoder, optimizer, schedule) if checkpoint else []
-    first = len(losses)
+    losses = _restore(checkpoint, encoder, weigh, optimizer, schedule) if checkpoint else []
+    first = len(losses) // sampler.tasks_per_step
     encoder.train()
     if progress:
         progress(first, steps)
     for step in range(first, steps):
         torch.manual_seed(seed * 1_000_003 + step)  # dropout too is a function of (seed, step)
-        loss = _loss(encoder, sampler(step), objective, rank_weight, pair_weight, temperature)
+        batches = sampler(step)
+        own_losses = [_loss(encoder, b, objective, rank_weight, pair_weight, temperature) for b in batches]
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        weigh.backward(own_losses, parameters, sampler.tasks_of(step))
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
-        losses.append(float(loss.detach()))
+        losses += [float(loss.detach()) for loss in own_losses]
         if checkpoint and (step + 1) % checkpoint_every == 0 and step + 1 < steps:
-            _store(checkpoint, encoder, optimizer, schedule, losses)
+            _store(checkpoint, encoder, weigh, optimizer, schedule, losses)
         if progress:
             progress(step + 1, steps)
     encoder.eval()
     encoder.refresh_fingerprint()
-    return [Step(sampler.task_of(step), loss) for step, loss in enumerate(losses)]
+    taken = [sampler.tasks[t].spec.name for step in range(steps) for t in sampler.tasks_of(step)]
+    return [Step(task, loss) for task, loss in zip(taken, losses, strict=True)]
 
 
 def _loss(
@@ -279,6 +303,7 @@ def _loss(
 def _store(
     path: Path,
     encoder: BiEncoder,
+    weigh: Weighting,
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LambdaLR,
     losses: list[float],
@@ -286,6 +311,7 @@ def _store(
     temporary = path.with_name(f".{path.name}.tmp")
     state = {
         "encoder": encoder.state_dict(),
+        "weighting": weigh.state_dict(),
         "optimizer": optimizer.state_dict(),
         "schedule": schedule.state_dict(),
         "losses": losses,
@@ -305,15 +331,17 @@ def _store(
 def _restore(
     path: Path,
     encoder: BiEncoder,
+    weigh: Weighting,
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LambdaLR,
 ) -> list[float]:
-    """Load a checkpoint if there is one; return the losses of the steps made until then."""
+    """Load a checkpoint if there is one; return the losses of the batches until then."""
     if not path.is_file():
         return []
     try:
         state = torch.load(path, map_location=encoder.device, weights_only=True)
         encoder.load_state_dict(state["encoder"])
+        weigh.load_state_dict(state["weighting"])
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
         return [float(loss) for loss in state["losses"]]

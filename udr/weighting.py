@@ -2,8 +2,8 @@
 
 A step over T tasks has losses L_1 … L_T and, over the parameters that the tasks share, gradients g_1 … g_T. Every
 method here ends as weights c with shared gradient Σ c_i g_i: gradient methods find c from the products g_i·g_j, loss
-methods from the losses alone. Compared by Vandenhende et al. 2021 (arXiv 2004.13379), whose finding holds for many sets of
-tasks: equal weights are hard to beat.
+methods from the losses alone. Compared by Vandenhende et al. 2021 (arXiv 2004.13379), whose finding holds for many sets
+of tasks: equal weights are hard to beat.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from udr.errors import UnknownNameError
 
-__all__ = ["COMPARING", "WEIGHTINGS", "Weighting", "build_weighting"]
+__all__ = ["WEIGHTINGS", "Weighting", "build_weighting"]
 
 Matrix = NDArray[np.float64]
 TINY = 1e-12
@@ -333,8 +333,6 @@ WEIGHTINGS: dict[str, Callable[..., Weighting]] = {
     "rlw": RandomWeights,
     "imtl": Impartial,
 }
-# say nothing of a step of one task
-COMPARING = frozenset({"gradnorm", "mgda", "pcgrad", "cagrad", "gls", "rlw", "imtl"})
 
 
 def build_weighting(name: str, tasks: int, **settings: float) -> Weighting:

@@ -1,11 +1,12 @@
-"""What of the training recipe matters: three of main.yaml's tasks, every fifth scored query held out.
+"""What of the training recipe matters: some of main.yaml's tasks, every fifth scored query held out.
 
-    python tests/benchmarks/recipe.py [key=value ...]
+    python tests/benchmarks/recipe.py [weighting] [key=value ...]
 
-Each variant trains on the other lists of all rounds that stand in OUT. `accuracy`: the LM with 8 demonstrations on the
+`weighting` compares ways to make one step of several tasks' losses (udr.weighting), on six tasks; otherwise three. Each
+variant trains on the other lists of all rounds that stand in OUT. `accuracy`: the LM with 8 demonstrations on the
 held-out queries, as in the main table. `same`: share of those demonstrations that have the query's label. `labels`: how
 many different ones a prompt shows. `pick`: mean p(gold | z, x) with the variant's first choice z of a held-out list; it
-costs no LM call, and does not say how good the retriever is. Result: results/recipe.json.
+costs no LM call, and does not say how good the retriever is. Results: results/recipe.json, weighting.json.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from udr.evaluation import answer_queries
 from udr.prompt import for_encoder
 from udr.retriever import Retriever, build_dense_ranker
 from udr.train import Objective, RankedTask
+from udr.weighting import WEIGHTINGS
 
 CONFIG = Path(__file__).parent / "main.yaml"
 TASKS = ("sentiment_hotels", "question_type", "fever")
@@ -51,6 +53,11 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "two towers": ("encoder.shared=false",),
     "one encoder a task": ("train.multi_task=false",),
     "EPR, with the mined lists": (),
+}
+SIX_TASKS = (*TASKS, "metaphor", "social_support", "temporal_category")
+WEIGHED = {
+    "one task a step, drawn by size": (),
+    **{f"four tasks a step, {name}": ("train.tasks_per_step=4", f"train.weighting={name}") for name in WEIGHTINGS},
 }
 
 
@@ -124,25 +131,27 @@ def average(scores: dict[str, dict[str, float]]) -> dict[str, float]:
 
 
 def main() -> None:
-    base = load_config(RunConfig, CONFIG, sys.argv[1:])
+    name, overrides = ("weighting", sys.argv[2:]) if sys.argv[1:2] == ["weighting"] else ("recipe", sys.argv[1:])
+    tasks, variants = (SIX_TASKS, WEIGHED) if name == "weighting" else (TASKS, VARIANTS)
+    base = load_config(RunConfig, CONFIG, overrides)
     rows: dict[str, Any] = {}
     with reporting(Console(stderr=True)) as report:
         source = open_run(base, report)
         mine_and_train(source)
         rounds = range(base.mining.rounds + 1)
-        halves = {name: split(ranked_tasks(source, [name], rounds)[0]) for name in TASKS}
+        halves = {task: split(ranked_tasks(source, [task], rounds)[0]) for task in tasks}
         untrained = {
-            name: judge(source, source.untrained_encoder(), source.tasks[name], held)
-            for name, (_, held) in halves.items()
+            task: judge(source, source.untrained_encoder(), source.tasks[task], held)
+            for task, (_, held) in halves.items()
         }
         rows["untrained encoder"] = {**average(untrained), "tasks": untrained}
-        for title, changes in VARIANTS.items():
-            out = base.out.with_name(f"{base.out.name}-recipe") / title.replace(" ", "-")
-            run = Run(load_config(RunConfig, CONFIG, [*sys.argv[1:], *changes, f"out={out}"]), report)
+        for title, changes in variants.items():
+            out = base.out.with_name(f"{base.out.name}-{name}") / title.replace(" ", "-").replace(",", "")
+            run = Run(load_config(RunConfig, CONFIG, [*overrides, *changes, f"out={out}"]), report)
             rows[title] = measure(run, "epr" if title.startswith("EPR") else "udr", halves)
             print(title, json.dumps({k: v for k, v in rows[title].items() if k != "tasks"}), flush=True)
-    queries = {name: len(held.lists) for name, (_, held) in halves.items()}
-    print(write_result("recipe", {"queries": queries, "epochs": EPOCHS, "rows": rows}))
+    queries = {task: len(held.lists) for task, (_, held) in halves.items()}
+    print(write_result(name, {"queries": queries, "epochs": EPOCHS, "rows": rows}))
 
 
 if __name__ == "__main__":

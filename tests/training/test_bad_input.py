@@ -103,6 +103,7 @@ def test_an_unknown_task_is_answered_with_near_names(udr: Command, finished: Ben
         ("mining.rounds=many", "{config}: mining.rounds: Input should be a valid integer"),
         ("mining.rounds=-1", "{config}: mining.rounds: Input should be greater than or equal to 0"),
         ("train.list_sampling=best", "{config}: train.list_sampling: Input should be 'uniform' or 'stratified'"),
+        ("train.weighting=pcgrad", "{config}: train: Value error, weighting pcgrad compares the tasks of a step: set"),
         ("evaluation.methods=[udr, knn]", "{config}: evaluation.methods.1: Input should be 'zero_shot', 'random'"),
         ("tasks=[mood, mood]", "{config}: tasks: Value error, a task is named twice"),
         ("tasks=[]", "{config}: tasks: "),

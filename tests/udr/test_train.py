@@ -17,7 +17,7 @@ from tiny_encoder import write_encoder
 
 from udr.data import TaskData
 from udr.encoder import BiEncoder, build_encoder, load_encoder
-from udr.errors import ArtifactError, DataError
+from udr.errors import ArtifactError, DataError, UnknownNameError
 from udr.fakes import FakeLM
 from udr.losses import udr_loss
 from udr.mining import propose_bm25, propose_dense, score_lists
@@ -118,7 +118,7 @@ def test_epr_never_takes_a_positive_that_is_no_better_than_its_negative(size: in
 
 
 def sampler(encoder: BiEncoder, tasks: list[RankedTask], **settings: object) -> _Sampler:
-    defaults = {"list_sampling": "uniform", "objective": "udr", "false_negatives": "text"}
+    defaults = {"tasks_per_step": 1, "list_sampling": "uniform", "objective": "udr", "false_negatives": "text"}
     chosen = {"batch": 6, "list_size": 5, "seed": 3, **defaults, **settings}
     return _Sampler(encoder, tasks, **chosen)  # type: ignore[arg-type]
 
@@ -135,7 +135,7 @@ def test_a_batch_holds_each_demonstration_once_and_ranks_and_masks_as_said(
     names = {tuple(ids): d.id for ids, d in zip(encoder.demonstration_ids(pool, "Topic:"), pool, strict=True)}
     assert len(names) == len(pool)
     for step in range(5):
-        batch = sampler(encoder, [ranked], objective=objective, false_negatives=false_negatives)(step)
+        (batch,) = sampler(encoder, [ranked], objective=objective, false_negatives=false_negatives)(step)
         columns = [names[tuple(ids)] for ids in batch.demonstrations]
         queries = [texts[tuple(ids)] for ids in batch.queries]
         assert len(set(columns)) == len(columns)
@@ -162,7 +162,7 @@ def test_false_negatives_of_other_queries_are_masked(make: Callable[..., BiEncod
         CandidateList("topics", "a", (Candidate("c", 0, -1, 1), Candidate("d", 0, -2, 2))),
         CandidateList("topics", "c", (Candidate("b", 0, -1, 1), Candidate("a", 0, -2, 2))),
     ]
-    batch = sampler(make(), [RankedTask(topics, by_id, lists)])(0)
+    (batch,) = sampler(make(), [RankedTask(topics, by_id, lists)])(0)
     masked = sorted(sorted(row) for row in batch.masked.tolist())
     # query a must not be pushed away from itself (a) nor from another row of its input (b); query c not from c
     assert masked == [[False, False, False, True], [False, False, True, True]]
@@ -171,11 +171,11 @@ def test_false_negatives_of_other_queries_are_masked(make: Callable[..., BiEncod
 def test_batches_depend_on_seed_and_step_alone(make: Callable[..., BiEncoder], ranked: RankedTask) -> None:
     encoder = make()
     first = sampler(encoder, [ranked])
-    batches = [first(s).queries for s in range(4)]
+    batches = [first(s)[0].queries for s in range(4)]
     other = sampler(encoder, [ranked])
-    assert [other(s).queries for s in (3, 1)] == [batches[3], batches[1]]
+    assert [other(s)[0].queries for s in (3, 1)] == [batches[3], batches[1]]
     assert len({str(b) for b in batches}) == 4
-    assert sampler(encoder, [ranked], seed=4)(0).queries != batches[0]
+    assert sampler(encoder, [ranked], seed=4)(0)[0].queries != batches[0]
 
 
 def test_one_task_stands_in_a_batch_and_large_ones_come_by_the_root_of_their_size(
@@ -192,7 +192,7 @@ def test_lists_of_one_candidate_teach_nothing(make: Callable[..., BiEncoder], ra
     with pytest.raises(DataError, match="nothing to train on: no list holds two scored candidates"):
         fit(make(), [RankedTask(ranked.spec, ranked.by_id, lists)], steps=1)
     mixed = RankedTask(ranked.spec, ranked.by_id, [*lists[1:], ranked.lists[0]])
-    batch = sampler(make(), [mixed])(0)
+    (batch,) = sampler(make(), [mixed])(0)
     assert len(batch.queries) == 1
 
 
@@ -201,7 +201,7 @@ def test_a_short_list_leaves_the_others_of_its_batch_as_long_as_they_are(
 ) -> None:
     first, *others = ranked.lists[:6]
     short = CandidateList("topics", first.query_id, first.candidates[:2])
-    batch = sampler(make(), [RankedTask(ranked.spec, ranked.by_id, [short, *others])])(0)
+    (batch,) = sampler(make(), [RankedTask(ranked.spec, ranked.by_id, [short, *others])])(0)
     assert batch.own.shape == (6, 5)
     assert sorted(batch.ranks.tolist()) == [[1, 2, 0, 0, 0], *[[1, 2, 3, 4, 5]] * 5]
 
@@ -211,7 +211,7 @@ def test_a_short_list_leaves_the_others_of_its_batch_as_long_as_they_are(
 
 def test_the_loss_of_a_step_is_that_of_the_formula(make: Callable[..., BiEncoder], ranked: RankedTask) -> None:
     encoder = make(dropout=0.0, shared=False)
-    batch = sampler(encoder, [ranked])(0)
+    (batch,) = sampler(encoder, [ranked])(0)
     with torch.no_grad():
         queries = encoder.embed(batch.queries, encoder.query_tower).double()
         demonstrations = encoder.embed(batch.demonstrations, encoder.demonstration_tower).double()
@@ -228,8 +228,60 @@ def test_each_step_names_the_task_whose_batch_it_took(make: Callable[..., BiEnco
     encoder = make()
     draws = sampler(encoder, [ranked, other], batch=3, seed=0)
     steps = fit(encoder, [ranked, other], steps=60, batch=3, list_size=2, lr=1e-5)
-    assert [step.task == "other" for step in steps] == [len(draws(i).queries) == 1 for i in range(60)]
+    assert [step.task == "other" for step in steps] == [len(draws(i)[0].queries) == 1 for i in range(60)]
     assert 0 < sum(step.task == "other" for step in steps) < 60
+
+
+def several(ranked: RankedTask, count: int) -> list[RankedTask]:
+    """Tasks of unlike sizes."""
+    spec = ranked.spec.model_dump()
+    return [
+        RankedTask(TaskSpec(**{**spec, "name": f"t{n}"}), ranked.by_id, ranked.lists[: 4 * (n + 1) ** 2])
+        for n in range(count)
+    ]
+
+
+def test_a_step_of_several_tasks_shares_the_queries_among_tasks_that_differ(
+    make: Callable[..., BiEncoder], ranked: RankedTask
+) -> None:
+    draws = sampler(make(), several(ranked, 4), batch=9, tasks_per_step=2)
+    seen = Counter()
+    for step in range(60):
+        tasks = draws.tasks_of(step)
+        assert len(set(tasks)) == 2
+        assert [len(b.queries) for b in draws(step)] == [4, 4]
+        seen.update(tasks)
+    assert seen[3] > 2 * seen[0] > 0  # the largest has four times the weight
+    assert sampler(make(), several(ranked, 2), tasks_per_step=5).tasks_per_step == 2
+
+
+def test_equal_weights_go_down_the_sum_of_the_losses_of_a_step(
+    make: Callable[..., BiEncoder], ranked: RankedTask
+) -> None:
+    tasks, encoder = several(ranked, 3), make(dropout=0.0, shared=False)
+    draws = sampler(encoder, tasks, tasks_per_step=2)
+    losses = []
+    for batch in draws(0):
+        sims = (
+            encoder.embed(batch.queries, encoder.query_tower)
+            @ encoder.embed(batch.demonstrations, encoder.demonstration_tower).T
+        )
+        losses.append(udr_loss(sims / 0.05, batch.own, batch.ranks, batch.masked, 0.8))
+    torch.stack(losses).sum().backward()
+    expected = {name: p.grad for name, p in encoder.named_parameters() if p.grad is not None}
+    length = float(torch.stack([g.norm() for g in expected.values()]).norm())
+    trained = make(dropout=0.0, shared=False)
+    steps = fit(trained, tasks, steps=1, batch=6, tasks_per_step=2, list_size=5, temperature=0.05, seed=3)
+    assert [s.task for s in steps] == [tasks[t].spec.name for t in draws.tasks_of(0)]
+    np.testing.assert_allclose([s.loss for s in steps], [float(loss.detach()) for loss in losses], rtol=1e-4)
+    for name, p in trained.named_parameters():
+        if name in expected:
+            torch.testing.assert_close(p.grad, expected[name] * min(1.0, 1 / length), rtol=1e-3, atol=1e-6)
+
+
+def test_an_unknown_weighting_is_refused(make: Callable[..., BiEncoder], ranked: RankedTask) -> None:
+    with pytest.raises(UnknownNameError, match="did you mean gradnorm"):
+        fit(make(), [ranked], steps=1, weighting="grad_norm")
 
 
 def test_a_task_that_is_learnt_and_lost_again_is_found() -> None:
@@ -303,11 +355,21 @@ def kill_at(step: int) -> Callable[[int, int], None]:
     return progress
 
 
-@pytest.mark.parametrize("shared", [True, False])
-@pytest.mark.parametrize("kills", [[3], [4], [5, 9]])
+@pytest.mark.parametrize(
+    ("shared", "kills", "weighting"),
+    [
+        (True, [3], "equal"),
+        (False, [5, 9], "equal"),
+        (False, [4], "dwa"),
+        (True, [5, 9], "gradnorm"),
+        (True, [3], "rlw"),
+    ],
+)
 def test_a_killed_run_ends_with_the_very_weights_of_one_that_was_not(
-    make: Callable[..., BiEncoder], ranked: RankedTask, tmp_path: Path, kills: list[int], shared: bool
+    make: Callable[..., BiEncoder], ranked: RankedTask, tmp_path: Path, kills: list[int], shared: bool, weighting: str
 ) -> None:
+    tasks = [ranked] if weighting == "equal" else several(ranked, 3)
+
     def train(
         checkpoint: Path | None, progress: Callable[[int, int], None] | None = None
     ) -> tuple[BiEncoder, list[Step]]:
@@ -315,9 +377,11 @@ def test_a_killed_run_ends_with_the_very_weights_of_one_that_was_not(
         assert any(m.p for m in encoder.modules() if isinstance(m, torch.nn.Dropout))
         losses = fit(
             encoder,
-            [ranked],
+            tasks,
             steps=12,
             batch=4,
+            tasks_per_step=2,
+            weighting=weighting,
             list_size=4,
             lr=3e-3,
             temperature=0.05,

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -243,6 +244,14 @@ def test_gradients_that_are_nought_or_alike_end_no_training(name: str) -> None:
         toy = Toy(rows, VALUES)
         assert np.isfinite(step(build_weighting(name, 3), toy)).all()
         assert np.isfinite(toy.gradient).all()
+
+
+def test_settings_name_every_weighting() -> None:
+    from training.settings import TrainSettings
+
+    for name in WEIGHTINGS:
+        assert TrainSettings(weighting=name, tasks_per_step=2).weighting == name
+    assert get_args(TrainSettings.model_fields["weighting"].annotation) == tuple(WEIGHTINGS)
 
 
 def test_an_unknown_name_is_refused_with_the_near_ones() -> None:
