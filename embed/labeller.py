@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -101,8 +102,12 @@ class Labeller:
                 found += self.label_inputs(grams_of([q.input for q in part]), beam, threshold)
             else:
                 pixels = [pixels_of(open_picture(media_of(q, "image"), q.id), self.size) for q in part]
-                found += self.label_inputs(torch.from_numpy(np.stack(pixels)), beam, threshold)
+                found += self.label_pixels(np.stack(pixels), beam, threshold)
         return found
+
+    def label_pixels(self, pixels: NDArray[np.uint8], beam: int = 3, threshold: float = 0.0) -> list[tuple[Label, ...]]:
+        """Labels of pictures (n, 3, size, size)."""
+        return self.label_inputs(torch.from_numpy(pixels), beam, threshold)
 
     @torch.inference_mode()
     def label_inputs(self, inputs: Tensor, beam: int = 3, threshold: float = 0.0) -> list[tuple[Label, ...]]:
