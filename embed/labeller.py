@@ -24,13 +24,13 @@ from embed.towers import grams_of
 from udr.artifacts import fingerprint_files, read_json, replacing, write_json
 from udr.devices import choose_device
 from udr.errors import ArtifactError
+from udr.selection import TAG
 from udr.types import FloatArray, Query
 
-__all__ = ["PREFIX", "Label", "Labeller", "as_metadata", "backbone_of", "load_labeller", "save_labeller"]
+__all__ = ["Label", "Labeller", "as_metadata", "backbone_of", "load_labeller", "save_labeller"]
 
 KIND, FILE, WEIGHTS = "labeller", "labeller.json", "model.safetensors"
 AT_ONCE = 64  # things in one forward pass
-PREFIX = "label:"  # of metadata keys
 SHAPE = ("backbone", "size", "width", "hidden", "attention", "embedding")  # what a net is made by
 
 
@@ -54,7 +54,7 @@ class Label:
 def as_metadata(labels: Sequence[Label]) -> dict[str, str]:
     """Labels as metadata of a demonstration: `label:NAME` is the confidence, for filters such as
     `{"label:cat": {"gte": 0.5}}` or `{"label:cat": {"exists": true}}`."""
-    return {f"{PREFIX}{label.name}": f"{label.confidence:.3f}" for label in labels}
+    return {f"{TAG}{label.name}": f"{label.confidence:.3f}" for label in labels}
 
 
 class Labeller:
