@@ -20,18 +20,29 @@ from embed.backbones import Backbone
 from embed.label_search import Path, beam_search
 from embed.labelling import LabelNet, Reads, Seen, build_label_net
 from embed.media import media_of, open_picture, pixels_of
+from embed.registry import open_encoder
 from embed.towers import grams_of
 from udr.artifacts import fingerprint_files, read_json, replacing, write_json
 from udr.devices import choose_device
-from udr.errors import ArtifactError
+from udr.encoder import BiEncoder, build_encoder
+from udr.errors import ArtifactError, ConfigError, FingerprintMismatch
 from udr.selection import TAG
 from udr.types import FloatArray, Query
 
-__all__ = ["Label", "Labeller", "as_metadata", "backbone_of", "load_labeller", "save_labeller"]
+__all__ = [
+    "Label",
+    "Labeller",
+    "as_metadata",
+    "backbone_of",
+    "load_labeller",
+    "open_text_encoder",
+    "save_labeller",
+    "text_inputs",
+]
 
 KIND, FILE, WEIGHTS = "labeller", "labeller.json", "model.safetensors"
 AT_ONCE = 64  # things in one forward pass
-SHAPE = ("backbone", "size", "width", "hidden", "attention", "embedding")  # what a net is made by
+SHAPE = ("backbone", "size", "width", "token_dim", "hidden", "attention", "embedding")  # what a net is made by
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +78,7 @@ class Labeller:
         size: pixels of a side of pictures.
         most: labels of a thing at most.
         ordered: labels are said one by one; else those of probability 0.5 are taken.
+        encoder: reads texts for the net; None: it reads them itself.
         fingerprint: of the weights.
     """
 
@@ -79,10 +91,12 @@ class Labeller:
         size: int = 0,
         most: int = 0,
         ordered: bool = True,
+        encoder: BiEncoder | None = None,
         fingerprint: str = "unsaved",
     ) -> None:
         self.net, self.reads, self.names = net.eval(), reads, tuple(names)
         self.size, self.most, self.ordered, self.fingerprint = size, most, ordered, fingerprint
+        self.encoder = encoder
 
     def label(self, queries: Sequence[Query], beam: int = 3, threshold: float = 0.0) -> list[tuple[Label, ...]]:
         """Labels of the pictures, or of the texts, of queries; the order is that in which they were said.
@@ -99,7 +113,7 @@ class Labeller:
         for start in range(0, len(queries), AT_ONCE):
             part = queries[start : start + AT_ONCE]
             if self.reads == "text":
-                found += self.label_inputs(grams_of([q.input for q in part]), beam, threshold)
+                found += self.label_inputs(text_inputs([q.input for q in part], self.encoder), beam, threshold)
             else:
                 pixels = [pixels_of(open_picture(media_of(q, "image"), q.id), self.size) for q in part]
                 found += self.label_pixels(np.stack(pixels), beam, threshold)
@@ -111,7 +125,7 @@ class Labeller:
 
     @torch.inference_mode()
     def label_inputs(self, inputs: Tensor, beam: int = 3, threshold: float = 0.0) -> list[tuple[Label, ...]]:
-        """Labels of pixels (n, 3, size, size), uint8, or of letter groups (n, words, groups)."""
+        """Labels of pixels (n, 3, size, size), uint8, or of `text_inputs`."""
         found: list[tuple[Label, ...]] = []
         for seen in self._seen(inputs):
             preliminary = seen.preliminary.sigmoid().cpu().numpy()
@@ -166,8 +180,42 @@ class Labeller:
         return tuple(found)
 
 
-def save_labeller(labeller: Labeller, folder: FilePath, shape: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-    """Write a labeller's folder; `shape` is what `build_label_net` made its net by, `facts` say how it was learnt.
+def text_inputs(texts: Sequence[str], encoder: BiEncoder | None = None) -> Tensor:
+    """What a net reads of texts: letter groups (n, words, groups), or an encoder's features of tokens (n, t, d)."""
+    if encoder is None:
+        return grams_of(texts)
+    found = encoder.encode_tokens([Query(str(i), text) for i, text in enumerate(texts)])
+    padded = torch.zeros(len(found), max((len(one) for one in found), default=1), encoder.dim)
+    for i, one in enumerate(found):
+        padded[i, : len(one)] = torch.from_numpy(one)
+    return padded
+
+
+def open_text_encoder(address: str, device: str = "auto") -> BiEncoder:
+    """An encoder of texts whose tokens can be read: artifact:FOLDER of ours, or a folder or hub name of BERT's kind.
+
+    Raises:
+        ConfigError: it reads no texts, or cannot be loaded.
+    """
+    encoder = (
+        open_encoder(address, device) if address.startswith("artifact:") else build_encoder(address, device=device)
+    )
+    if not isinstance(encoder, BiEncoder):
+        raise ConfigError(f"{address}: no encoder of texts")
+    return encoder
+
+
+def save_labeller(
+    labeller: Labeller, folder: FilePath, shape: Mapping[str, Any], facts: Mapping[str, Any], address: str = ""
+) -> None:
+    """Write a labeller's folder.
+
+    Args:
+        labeller: learnt.
+        folder: where it is written.
+        shape: what `build_label_net` made its net by.
+        facts: how it was learnt.
+        address: of the encoder that reads texts for it, if one does.
 
     Raises:
         ArtifactError: the disk is full or the folder cannot be written.
@@ -182,6 +230,7 @@ def save_labeller(labeller: Labeller, folder: FilePath, shape: Mapping[str, Any]
         "most": labeller.most,
         "ordered": labeller.ordered,
         "shape": {name: shape[name] for name in SHAPE},
+        "encoder": {"address": address, "fingerprint": labeller.encoder.fingerprint} if labeller.encoder else None,
         **facts,
     }
     write_json(folder / FILE, {**known, "fingerprint": _fingerprint(folder, known)})
@@ -192,6 +241,7 @@ def load_labeller(folder: FilePath, device: str = "auto") -> Labeller:
 
     Raises:
         ArtifactError: no such folder, or files that differ from what was saved.
+        FingerprintMismatch: the encoder that reads texts for it is another one by now.
     """
     saved = read_json(folder / FILE)
     if saved.get("kind") != KIND:
@@ -203,6 +253,10 @@ def load_labeller(folder: FilePath, device: str = "auto") -> Labeller:
         net.load_state_dict(load_file(folder / WEIGHTS))
     except (SafetensorError, RuntimeError, TypeError) as error:
         raise ArtifactError(f"{folder}: not the weights of this net ({str(error).splitlines()[0]})") from None
+    stated = saved.get("encoder")
+    encoder = open_text_encoder(stated["address"], device) if stated else None
+    if stated and encoder and encoder.fingerprint != stated["fingerprint"]:
+        raise FingerprintMismatch(f"{folder}: learnt with another encoder than {stated['address']} is now")
     return Labeller(
         net.to(choose_device(device)),
         saved["reads"],
@@ -210,12 +264,15 @@ def load_labeller(folder: FilePath, device: str = "auto") -> Labeller:
         size=int(saved["shape"]["size"]),
         most=int(saved["most"]),
         ordered=bool(saved["ordered"]),
+        encoder=encoder,
         fingerprint=str(saved["fingerprint"]),
     )
 
 
 def _fingerprint(folder: FilePath, saved: Mapping[str, Any]) -> str:
-    said = json.dumps([saved.get(name) for name in ("reads", "labels", "most", "ordered", "shape")], sort_keys=True)
+    said = json.dumps(
+        [saved.get(name) for name in ("reads", "labels", "most", "ordered", "shape", "encoder")], sort_keys=True
+    )
     short = hashlib.blake2b(said.encode(), digest_size=4).hexdigest()
     return f"{fingerprint_files(folder, ('.safetensors',))}-{short}"
 

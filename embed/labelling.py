@@ -27,10 +27,11 @@ class Seen(NamedTuple):
     maps: Tensor  # (n, l, c) what speaks for each label in each part
     valid: Tensor  # (n, l) parts that there are
     preliminary: Tensor  # (n, c) logits of the labels, each by itself
+    keys: Tensor  # (n, l, a) what attention compares with the state
 
     def rows(self, places: Tensor) -> Seen:
         """Those of some things (m,), which may stand there more than once."""
-        return Seen(self.maps[places], self.valid[places], self.preliminary[places])
+        return Seen(self.maps[places], self.valid[places], self.preliminary[places], self.keys[places])
 
 
 class State(NamedTuple):
@@ -38,6 +39,17 @@ class State(NamedTuple):
 
     hidden: Tensor
     cell: Tensor
+
+
+class TokenFeatures(nn.Module):
+    """Features of tokens (n, l, d) of an encoder that does not change -> features (n, l, width); 0 is no token."""
+
+    def __init__(self, dim: int, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, width), nn.GELU())
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        return self.layers(tokens), (tokens != 0).any(2)
 
 
 class LabelNet(nn.Module):
@@ -51,7 +63,7 @@ class LabelNet(nn.Module):
     Xu et al. 2015, arXiv 1502.03044, section 4.2.1.
 
     Args:
-        features: a `Backbone`, or a `TextTower`.
+        features: a `Backbone`, a `TextTower`, or `TokenFeatures`.
         dim: its features of a part.
         count: labels, c; the end is number c.
         hidden: of the LSTM.
@@ -72,7 +84,6 @@ class LabelNet(nn.Module):
         super().__init__()
         self.features, self.count, self.dim = features, count, dim
         self.maps = nn.Linear(dim, count)
-        self.norm = nn.LayerNorm(count)
         self.of_part, self.of_state = nn.Linear(count, attention), nn.Linear(hidden, attention)
         self.score = nn.Linear(attention, 1)
         self.gate = nn.Linear(hidden, count)
@@ -85,7 +96,10 @@ class LabelNet(nn.Module):
         return self.last.weight.device
 
     def parts(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (n, l, dim) of pixels (n, 3, s, s) from 0 to 1 or of letter groups (n, w, g); valid parts (n, l)."""
+        """Features (n, l, dim), and valid parts (n, l), of what `features` reads.
+
+        Shape: pixels (n, 3, s, s) from 0 to 1, letter groups (n, w, g), or features of tokens (n, l, d).
+        """
         if isinstance(self.features, Backbone):
             cells = self.features(inputs).flatten(2).transpose(1, 2)
             return cells, torch.ones(cells.shape[:2], dtype=torch.bool, device=cells.device)
@@ -102,7 +116,7 @@ class LabelNet(nn.Module):
         """Maps and preliminary logits, float32."""
         parts, valid = self.parts(inputs)
         maps = self.maps(parts).float()
-        return Seen(maps, valid, pooled_maps(maps, valid))
+        return Seen(maps, valid, pooled_maps(maps, valid), self.of_part(maps.sigmoid()))
 
     def begin(self, count: int) -> State:
         """The state before anything is said."""
@@ -117,12 +131,12 @@ class LabelNet(nn.Module):
             state: after what was said last.
             before: (n, c) the preliminary probabilities at first, then 1 at the label that was said last.
         """
-        maps = self.norm(seen.maps)
-        scores = self.score(torch.relu(self.of_part(maps) + self.of_state(state.hidden)[:, None]))[..., 0]
+        scores = self.score(torch.relu(seen.keys + self.of_state(state.hidden)[:, None]))[..., 0]
         attention = scores.float().masked_fill(~seen.valid, float("-inf")).softmax(1)
-        z = (attention[..., None] * maps).sum(1) * self.gate(state.hidden).sigmoid()
-        after = State(*self.lstm(torch.cat([z, self.said(before)], 1), tuple(state)))
-        return self.last(after.hidden).float(), after, attention
+        z = (attention[..., None] * seen.maps).sum(1)
+        gated = z.sigmoid() * self.gate(state.hidden).sigmoid()
+        after = State(*self.lstm(torch.cat([gated, self.said(before)], 1), tuple(state)))
+        return self.last(after.hidden).float() + nn.functional.pad(z, (0, 1)), after, attention
 
 
 def pooled_maps(maps: Tensor, valid: Tensor) -> Tensor:
@@ -149,6 +163,7 @@ def build_label_net(
     backbone: str = "conv",
     size: int = 32,
     width: int = 128,
+    token_dim: int = 0,
     hidden: int = 256,
     attention: int = 128,
     embedding: int = 64,
@@ -160,6 +175,7 @@ def build_label_net(
         count: labels.
         backbone: of pictures (see embed.backbones), for pictures of `size` pixels.
         width: of the network of texts.
+        token_dim: features of a token, of an encoder that reads texts for the net; 0: it reads them itself.
         hidden, attention, embedding: see `LabelNet`.
 
     Raises:
@@ -170,6 +186,10 @@ def build_label_net(
         raise UnknownNameError("kind of input", reads, READS)
     if count < 1:
         raise ConfigError("no labels to learn")
-    features = build_backbone(backbone, size) if reads == "image" else TextTower(width, width)
+    features: nn.Module
+    if reads == "image":
+        features = build_backbone(backbone, size)
+    else:
+        features = TokenFeatures(token_dim, width) if token_dim else TextTower(width, width)
     dim = features.dim if isinstance(features, Backbone) else width
     return LabelNet(features, dim, count, hidden=hidden, attention=attention, embedding=embedding)

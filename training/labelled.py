@@ -19,11 +19,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from embed.labeller import text_inputs
 from embed.labelling import Reads
 from embed.media import open_picture, pixels_of
-from embed.towers import grams_of
 from training.pictures import batches
 from udr.artifacts import replacing
+from udr.encoder import BiEncoder
 from udr.errors import DataError
 from udr.types import Progress
 
@@ -130,7 +131,7 @@ class LabelledThings:
     """Things as arrays; the loop draws their numbers.
 
     Args:
-        inputs: pixels (n, 3, s, s), uint8, or letter groups (n, words, groups), long.
+        inputs: pixels (n, 3, s, s), uint8, or `text_inputs`.
         targets: (n, c) which labels are true.
         names: of the labels.
         rows: where they come from.
@@ -162,6 +163,7 @@ def prepare_labelled(
     size: int,
     names: Sequence[str] | None = None,
     fewest: int = 1,
+    encoder: BiEncoder | None = None,
     progress: Progress | None = None,
 ) -> LabelledThings:
     """Open pictures, or split texts; what cannot be read is left out.
@@ -172,6 +174,7 @@ def prepare_labelled(
         size: pixels of a side.
         names: of the labels that are known; None: those of at least `fewest` rows.
         fewest: see there.
+        encoder: reads texts for the net; None: it reads them itself.
         progress: told after each thing.
 
     Raises:
@@ -195,7 +198,9 @@ def prepare_labelled(
             progress(number, len(rows))
     if not kept:
         raise DataError(f"none of {len(rows)} things can be read; the first: {wrong[0]}")
-    inputs = torch.from_numpy(np.stack(pixels)) if reads == "image" else grams_of([row.text for row in kept])
+    inputs = (
+        torch.from_numpy(np.stack(pixels)) if reads == "image" else text_inputs([row.text for row in kept], encoder)
+    )
     targets = torch.zeros(len(kept), len(names), dtype=torch.bool)
     for i, row in enumerate(kept):
         targets[i, [place[label] for label in row.labels if label in place]] = True

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from embed.backbones import Backbone
 from embed.image import load_image_encoder, save_backbone
-from embed.labeller import Label, Labeller, backbone_of, save_labeller
+from embed.labeller import Label, Labeller, backbone_of, open_text_encoder, save_labeller
 from embed.labelling import LabelNet, Reads, build_label_net
 from training.label_metrics import label_scores
 from training.labelled import LabelledThings, prepare_labelled, read_labelled
@@ -23,6 +23,7 @@ from training.plots import plot_metrics
 from training.pretrain_settings import PretrainConfig
 from training.probes import spread
 from training.run import Report
+from udr.encoder import BiEncoder
 from udr.errors import ConfigError, MissingDependencyError
 from udr.types import FloatArray
 
@@ -32,13 +33,13 @@ PROBED = 500  # things of the online probe at most
 OF_METHOD = ("order", "preliminary_weight", "preliminary_first", "moved", "words_dropped")
 
 
-def label_shape(config: PretrainConfig) -> dict[str, Any]:
-    """What the net is made by (`build_label_net`)."""
+def label_shape(config: PretrainConfig, encoder: BiEncoder | None = None) -> dict[str, Any]:
+    """What the net is made by (`build_label_net`); `encoder` reads texts for it."""
     own = config.labels.model_dump(include={"width", "hidden", "attention", "embedding"})
-    return {"backbone": config.backbone, "size": config.size, **own}
+    return {"backbone": config.backbone, "size": config.size, "token_dim": encoder.dim if encoder else 0, **own}
 
 
-def build_labels(config: PretrainConfig, things: LabelledThings) -> Labels:
+def build_labels(config: PretrainConfig, things: LabelledThings, encoder: BiEncoder | None = None) -> Labels:
     """The method with its untrained net, drawn from the seed, or with a backbone that was learnt before.
 
     Raises:
@@ -47,8 +48,8 @@ def build_labels(config: PretrainConfig, things: LabelledThings) -> Labels:
     """
     torch.manual_seed(config.seed)
     own = config.labels
-    net = build_label_net(own.reads, len(things.names), **label_shape(config))
-    if own.encoder:
+    net = build_label_net(own.reads, len(things.names), **label_shape(config, encoder))
+    if own.encoder and own.reads == "image":
         _begin_from(net, Path(own.encoder.removeprefix("artifact:")))
     return Labels(net, things, **own.model_dump(include=set(OF_METHOD)))
 
@@ -73,14 +74,15 @@ def train_labels(config: PretrainConfig, folder: Path, device: str, report: Repo
     """
     own, progress = config.labels, report(f"reading {config.data.name}")
     rows = read_labelled(config.data, config.split)
-    things = prepare_labelled(rows, own.reads, config.size, fewest=own.fewest, progress=progress)
+    encoder = open_text_encoder(own.encoder, device) if own.encoder and own.reads == "text" else None
+    things = prepare_labelled(rows, own.reads, config.size, None, own.fewest, encoder, progress)
     if things.left_out:
         report(f"{len(things.left_out)} things left out, such as {things.left_out[0]}")(0, 0)
-    method = build_labels(config, things)
+    method = build_labels(config, things, encoder)
     probe = None
     if config.held_out:
         held = read_labelled(config.data, config.held_out)[:PROBED]
-        asked = prepare_labelled(held, own.reads, config.size, things.names)
+        asked = prepare_labelled(held, own.reads, config.size, things.names, encoder=encoder)
         probe = LabelProbe(asked, things.most, own.order != "bce")
     what = f"labels of {len(things)} things"
     lines = fit(method, things, config.loop, config.out, config.seed, probe, device, report(what))
@@ -88,16 +90,17 @@ def train_labels(config: PretrainConfig, folder: Path, device: str, report: Repo
         plot_metrics(lines, config.out / "metrics.png")
     facts: dict[str, Any] = {"method": "labels", "things": len(things), "seed": config.seed, "order": own.order}
     facts |= {k: v for k, v in lines[-1].items() if k in ("cf1", "of1", "spread")}
-    labeller = _labeller(method.net, things, config)
+    labeller = _labeller(method.net, things, config, encoder)
     backbone = backbone_of(labeller)
     if backbone is not None:
         save_backbone(backbone, config.out / "encoder", facts)
-    save_labeller(labeller, folder, label_shape(config), facts)
+    save_labeller(labeller, folder, label_shape(config, encoder), facts, own.encoder)
 
 
-def _labeller(net: LabelNet, things: LabelledThings, config: PretrainConfig) -> Labeller:
-    own = config.labels
-    return Labeller(net, own.reads, things.names, size=config.size, most=things.most, ordered=own.order != "bce")
+def _labeller(net: LabelNet, things: LabelledThings, config: PretrainConfig, encoder: BiEncoder | None) -> Labeller:
+    own, size = config.labels, config.size
+    ordered = own.order != "bce"
+    return Labeller(net, own.reads, things.names, size=size, most=things.most, ordered=ordered, encoder=encoder)
 
 
 def confidences(found: Sequence[Sequence[Label]], names: Sequence[str]) -> FloatArray:

@@ -151,7 +151,9 @@ class LabelsSettings(StrictConfig):
     preliminary_first: float = Field(default=0.2, ge=0, le=1)  # share of training in which nothing is said yet
     moved: bool = True  # pictures are cropped, mirrored and recoloured
     words_dropped: float = Field(default=0.1, ge=0, lt=1)  # share of words that are not read
-    encoder: str = ""  # artifact:FOLDER, an image encoder of the same backbone and size to begin from; none: untrained
+    # for pictures artifact:FOLDER of an image encoder with the same backbone and size, whose weights training begins
+    # from; for texts that of a retriever's encoder, or a folder or hub name, which reads tokens and stays as it is
+    encoder: str = ""
 
 
 class LoopSettings(StrictConfig):

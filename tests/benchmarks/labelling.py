@@ -134,7 +134,9 @@ def run(
             own = [f"data={path}", f"out={Path(out) / f'{table}{name}-{order}-{seed}'}", f"seed={seed}"]
             config = load_config(PretrainConfig, CONFIG, [*given, *own, f"labels.order={order}"])
             labeller, seconds = trained(config)
-            things = prepare_labelled(read_labelled(path, "test"), labeller.reads, config.size, labeller.names)
+            things = prepare_labelled(
+                read_labelled(path, "test"), labeller.reads, config.size, labeller.names, encoder=labeller.encoder
+            )
             told |= {"test_things": len(things), "labels": len(things.names)}
             told |= {"labels_a_thing": round(float(things.targets.sum(1).float().mean()), 3)}
             told[f"{order}_{seed}"] = rounded(measured(labeller, things)) | {"processor_seconds": round(seconds)}

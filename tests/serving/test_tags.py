@@ -20,7 +20,7 @@ from serving.settings import Settings, parse_settings
 from tests.serving.tools import finished
 from udr.errors import ArtifactError
 
-SHAPE = {"backbone": "conv", "size": 24, "width": 16, "hidden": 16, "attention": 8, "embedding": 4}
+SHAPE = {"backbone": "conv", "size": 24, "width": 16, "token_dim": 0, "hidden": 16, "attention": 8, "embedding": 4}
 WORDS = {"sun": ("a sunny day", "sun and sand"), "snow": ("snow at night", "cold snow")}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ import pytest
 import torch
 from labelled_things import PATCHES, labelled, write_patches
 from PIL import Image
+from tiny_encoder import write_encoder
 from typer.testing import CliRunner
 
-from embed.labeller import Labeller, as_metadata, load_labeller
+from embed.labeller import Labeller, as_metadata, load_labeller, open_text_encoder
 from embed.labelling import LabelNet, build_label_net, next_log_p
 from embed.registry import open_encoder
 from training.cli import app
@@ -26,7 +28,15 @@ from training.pretrain import pretrain
 from training.pretrain_labels import confidences
 from training.pretrain_settings import PretrainConfig
 from udr.config import load_config
-from udr.errors import ArtifactError, ConfigError, DataError, UDRError, UDRWarning, UnknownNameError
+from udr.errors import (
+    ArtifactError,
+    ConfigError,
+    DataError,
+    FingerprintMismatch,
+    UDRError,
+    UDRWarning,
+    UnknownNameError,
+)
 from udr.filters import Codebook, parse_filter
 from udr.types import Query
 
@@ -77,6 +87,22 @@ def test_a_labeller_of_texts_learns_by_the_same_head(texts: Path) -> None:
         assert label.attention.shape == (6,)
         assert float(label.attention.sum()) == pytest.approx(1, abs=1e-5)
         assert 0 < label.confidence <= 1
+
+
+def test_tokens_of_a_text_encoder_are_labelled_by_the_same_head(table: Path, tmp_path: Path, folder: Path) -> None:
+    name = write_encoder(tmp_path / "bert", [row.text for row in read_labelled(table)])
+    own = config(tmp_path / "out", table, "labels.reads=text", f"labels.encoder={name}", "labels.words_dropped=0")
+    labeller = load_labeller(pretrain(own, "cpu"), "cpu")
+    for text, names in (("a red patch a green patch", {"red", "green"}), ("a blue patch", {"blue"})):
+        (labels,) = labeller.label([Query("q", text)])
+        assert {label.name for label in labels} == names
+        assert {len(label.attention) for label in labels} == {len(text.split()) + 2}  # type: ignore[arg-type]
+    shutil.rmtree(name)
+    write_encoder(name, [row.text for row in read_labelled(table)], seed=4)
+    with pytest.raises(FingerprintMismatch, match="another encoder"):
+        load_labeller(tmp_path / "out/labeller", "cpu")
+    with pytest.raises(ConfigError, match="no encoder of texts"):
+        open_text_encoder(f"artifact:{folder.parent / 'encoder'}", "cpu")
 
 
 @pytest.mark.parametrize("order", ["frequent_first", "rare_first", "bce"])

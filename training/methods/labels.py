@@ -104,7 +104,7 @@ class Labels(nn.Module):
             with in_full(inputs):
                 return moved_pictures(pixels, pixels.shape[2], composed=0.0)
         kept = torch.rand(inputs.shape[:2], device=inputs.device) >= self.words_dropped
-        kept[:, 0] |= ~(kept & (inputs > 0).any(2)).any(1)  # never all of them
+        kept[:, 0] |= ~(kept & (inputs != 0).any(2)).any(1)  # never all of them
         return inputs * kept[..., None]
 
 
