@@ -57,17 +57,20 @@ class LabelNet(nn.Module):
 
     Maps of labels and preliminary probabilities; e_i = f(v_i, h_{t−1}) over the parts i and their softmax α;
     z_t = Σ α_i v_i; an LSTM of [z_t, p_{t−1}], where p_0 are the preliminary probabilities; the next label by its
-    state. p_{t−1} is 1 at the label that was said and 0 elsewhere, so that each path of a search goes on from its own
-    choice. The attention adds a part's and the state's features and is gated by the state, as in later work. Source:
-    Chen et al. 2018, "Order-Free RNN with Visual Attention for Multi-Label Classification", arXiv 1707.05495; gate:
-    Xu et al. 2015, arXiv 1502.03044, section 4.2.1.
+    state. Source: Chen et al. 2018, "Order-Free RNN with Visual Attention for Multi-Label Classification", arXiv
+    1707.05495; what of z_t the LSTM is given is gated by its state: Xu et al. 2015, arXiv 1502.03044, section 4.2.1.
+
+    Three things are ours, so that a label is looked for where it is. p_{t−1} is 1 at the label that was said, and each
+    path of a search goes on from its own choice. f is a scaled product of a part's features with those of the state and
+    of what was said last, without which attention would stay where that was. And z_t, which lies in the space of
+    labels, speaks for them directly, beside the state.
 
     Args:
         features: a `Backbone`, a `TextTower`, or `TokenFeatures`.
         dim: its features of a part.
         count: labels, c; the end is number c.
         hidden: of the LSTM.
-        attention: features in which parts and state are added.
+        attention: features in which parts and state are compared.
         embedding: of what was said last.
     """
 
@@ -84,8 +87,7 @@ class LabelNet(nn.Module):
         super().__init__()
         self.features, self.count, self.dim = features, count, dim
         self.maps = nn.Linear(dim, count)
-        self.of_part, self.of_state = nn.Linear(count, attention), nn.Linear(hidden, attention)
-        self.score = nn.Linear(attention, 1)
+        self.of_part, self.of_state = nn.Linear(count, attention), nn.Linear(hidden + embedding, attention)
         self.gate = nn.Linear(hidden, count)
         self.said = nn.Linear(count, embedding)
         self.lstm = nn.LSTMCell(count + embedding, hidden)
@@ -116,7 +118,7 @@ class LabelNet(nn.Module):
         """Maps and preliminary logits, float32."""
         parts, valid = self.parts(inputs)
         maps = self.maps(parts).float()
-        return Seen(maps, valid, pooled_maps(maps, valid), self.of_part(maps.sigmoid()))
+        return Seen(maps, valid, pooled_maps(maps, valid), self.of_part(maps))
 
     def begin(self, count: int) -> State:
         """The state before anything is said."""
@@ -131,11 +133,13 @@ class LabelNet(nn.Module):
             state: after what was said last.
             before: (n, c) the preliminary probabilities at first, then 1 at the label that was said last.
         """
-        scores = self.score(torch.relu(seen.keys + self.of_state(state.hidden)[:, None]))[..., 0]
+        said = self.said(before)
+        query = self.of_state(torch.cat([state.hidden, said], 1))[:, None]
+        scores = (seen.keys * query).sum(2) / seen.keys.shape[2] ** 0.5
         attention = scores.float().masked_fill(~seen.valid, float("-inf")).softmax(1)
         z = (attention[..., None] * seen.maps).sum(1)
         gated = z.sigmoid() * self.gate(state.hidden).sigmoid()
-        after = State(*self.lstm(torch.cat([gated, self.said(before)], 1), tuple(state)))
+        after = State(*self.lstm(torch.cat([gated, said], 1), tuple(state)))
         return self.last(after.hidden).float() + nn.functional.pad(z, (0, 1)), after, attention
 
 

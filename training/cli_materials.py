@@ -167,7 +167,8 @@ def data_canvases(
     out: Annotated[Path, typer.Option(metavar="FILE.parquet", help="The table.")],
     count: Annotated[int, typer.Option(min=1, help="Canvases of split train.")] = 5000,
     test: Annotated[int, typer.Option(min=0, help="Canvases of split test, of emoji of their own.")] = 1000,
-    size: Annotated[int, typer.Option(min=24, max=512, help="Pixels of a side.")] = 64,
+    size: Annotated[int, typer.Option(min=24, max=512, help="Pixels of a side.")] = 48,
+    together: Annotated[float, typer.Option(min=0, max=1, help="Chance that an object of a scene is there.")] = 0.9,
     seed: Annotated[int, typer.Option(min=0, help="Of what stands where.")] = 0,
 ) -> None:
     """Put several emoji on a canvas, some seen together far more than others: labels with boxes, split by emoji."""
@@ -178,7 +179,7 @@ def data_canvases(
     from training.progress import reporting
 
     with reporting(Console(stderr=True)) as report:
-        counts = canvases_table(read_captioned(emoji), out, count, test, size, seed, report("canvases"))
+        counts = canvases_table(read_captioned(emoji), out, count, test, size, together, seed, report("canvases"))
     typer.echo(f"{out}: {', '.join(f'{count} {name}' for name, count in counts.items())}")
 
 

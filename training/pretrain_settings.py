@@ -144,12 +144,12 @@ class LabelsSettings(StrictConfig):
     order: Literal["order_free", "frequent_first", "rare_first", "bce"] = "order_free"
     fewest: int = Field(default=10, ge=1)  # things that a label must stand in to be learnt
     hidden: int = Field(default=256, ge=2)  # of the LSTM
-    attention: int = Field(default=128, ge=2)  # features in which parts and state are added
+    attention: int = Field(default=128, ge=2)  # features in which parts and state are compared
     embedding: int = Field(default=64, ge=2)  # of what was said last
     width: int = Field(default=128, ge=2)  # of the network of texts
     preliminary_weight: float = Field(default=1.0, ge=0)  # β, of labels by themselves
     preliminary_first: float = Field(default=0.2, ge=0, le=1)  # share of training in which nothing is said yet
-    moved: bool = True  # pictures are cropped, mirrored and recoloured
+    moved: bool = True  # pictures are mirrored, recoloured and shrunk a little
     words_dropped: float = Field(default=0.1, ge=0, lt=1)  # share of words that are not read
     # for pictures artifact:FOLDER of an image encoder with the same backbone and size, whose weights training begins
     # from; for texts that of a retriever's encoder, or a folder or hub name, which reads tokens and stays as it is

@@ -10,7 +10,7 @@ from embed.labelling import LabelNet, Seen, next_log_p
 from training.heads import in_full
 from training.labelled import LabelledThings
 from training.losses.order_free import next_targets, sequence_loss
-from training.moves import moved_pictures
+from training.moves import whole_pictures
 from udr.errors import UnknownNameError
 
 __all__ = ["ORDERS", "Labels"]
@@ -29,7 +29,7 @@ class Labels(nn.Module):
         order: in which true labels are asked for; bce: the second part of the loss alone.
         preliminary_weight: β.
         preliminary_first: share of training in which nothing is said yet.
-        moved: pictures are cropped, mirrored and recoloured.
+        moved: pictures are mirrored, recoloured and shrunk a little.
         words_dropped: share of words that are not read.
     """
 
@@ -102,7 +102,7 @@ class Labels(nn.Module):
             if not self.moved:
                 return pixels
             with in_full(inputs):
-                return moved_pictures(pixels, pixels.shape[2], composed=0.0)
+                return whole_pictures(pixels, pixels.shape[2])  # what a label is of may be anywhere
         kept = torch.rand(inputs.shape[:2], device=inputs.device) >= self.words_dropped
         kept[:, 0] |= ~(kept & (inputs != 0).any(2)).any(1)  # never all of them
         return inputs * kept[..., None]
