@@ -4,7 +4,7 @@ r"""Labels said one by one: an order of the model's own beside fixed orders, and
     udr data canvases --emoji runs/emoji/emoji.parquet --out runs/emoji/canvases.parquet
     udr data canvases --emoji runs/emoji/emoji.parquet --out runs/emoji/loose.parquet --together 0.6
     udr data tags --emoji runs/emoji/emoji.parquet --out runs/emoji/tags.parquet
-    python -m tests.benchmarks.labelling canvases data=runs/emoji out=runs/labels [seeds=0,1] [epochs=9]
+    python -m tests.benchmarks.labelling canvases data=runs/emoji out=runs/labels [seeds=0,1] [epochs=6]
     python -m tests.benchmarks.labelling loose data=runs/emoji out=runs/labels    # objects are less often together
     python -m tests.benchmarks.labelling tags data=runs/emoji out=runs/labels     # pictures of emoji, 158 tags
     python -m tests.benchmarks.labelling names data=runs/emoji out=runs/labels    # their names, as text
@@ -40,10 +40,10 @@ from udr.config import load_config
 
 CONFIG = Path(__file__).parents[2] / "training/configs/pretrain/labels.yaml"
 TABLES: dict[str, tuple[str, list[str]]] = {
-    "canvases": ("canvases", ["loop.epochs=9"]),
-    "loose": ("loose", ["loop.epochs=9"]),
-    "tags": ("tags", ["loop.epochs=14"]),
-    "names": ("tags", ["labels.reads=text", "loop.epochs=14"]),
+    "canvases": ("canvases", ["loop.epochs=6"]),
+    "loose": ("loose", ["loop.epochs=6"]),
+    "tags": ("tags", ["loop.epochs=10"]),
+    "names": ("tags", ["labels.reads=text", "loop.epochs=10"]),
 }
 BEAMS = (1, 3, 5)
 TOP = 3  # labels a thing, for the scores of as many for each
