@@ -51,7 +51,8 @@ class Label:
 
     Args:
         name: the label.
-        confidence: from 0 to 1: how much more probable the label was than the end when it was said, p / (p + p_end).
+        confidence: from 0 to 1: √(the share of the search's path probability that holds the label · its preliminary
+            probability); of a labeller without an order the latter alone.
         preliminary: its probability by itself, before anything was said.
         attention: (h, w) over the cells of a picture, or (words,); sums to 1. None: of a labeller without attention.
     """
@@ -130,10 +131,10 @@ class Labeller:
         for seen in self._seen(inputs):
             preliminary = seen.preliminary.sigmoid().cpu().numpy()
             if self.ordered:
-                best = [paths[0] for paths in beam_search(self.net, seen, beam, self.most)]
+                searched = beam_search(self.net, seen, beam, self.most)
                 parts = seen.valid.sum(1).tolist()
                 found += [
-                    self._of_path(*one, threshold=threshold) for one in zip(best, preliminary, parts, strict=True)
+                    self._of_paths(*one, threshold=threshold) for one in zip(searched, preliminary, parts, strict=True)
                 ]
             else:
                 found += [self._by_themselves(row, max(threshold, 0.5)) for row in preliminary]
@@ -165,19 +166,25 @@ class Labeller:
         chosen = [int(i) for i in order if probabilities[i] >= threshold]
         return tuple(Label(self.names[i], float(probabilities[i]), float(probabilities[i]), None) for i in chosen)
 
-    def _of_path(self, path: Path, preliminary: FloatArray, parts: int, threshold: float) -> tuple[Label, ...]:
+    def _of_paths(
+        self, paths: Sequence[Path], preliminary: FloatArray, parts: int, threshold: float
+    ) -> tuple[Label, ...]:
+        """The labels of the best path; the others say how sure they are."""
         found = []
-        for i, said, end, attention in zip(path.labels, path.said, path.ends, path.attention, strict=True):
-            weights: FloatArray = attention.cpu().numpy()
-            if self.reads == "image":
-                side = round(len(weights) ** 0.5)
-                weights = weights.reshape(side, side)
-            else:
-                weights = weights[:parts]  # the batch may hold longer texts
-            confidence = said / max(said + end, 1e-12)
+        weights = np.exp([path.log_p - paths[0].log_p for path in paths])
+        for i, attention in zip(paths[0].labels, paths[0].attention, strict=True):
+            agreed = weights[[i in path.labels for path in paths]].sum() / weights.sum()
+            confidence = float(np.sqrt(agreed * preliminary[i]))
             if confidence >= threshold:
-                found.append(Label(self.names[i], confidence, float(preliminary[i]), weights))
+                found.append(Label(self.names[i], confidence, float(preliminary[i]), self._laid_out(attention, parts)))
         return tuple(found)
+
+    def _laid_out(self, attention: Tensor, parts: int) -> FloatArray:
+        weights: FloatArray = attention.cpu().numpy()
+        if self.reads == "text":
+            return weights[:parts]  # the batch may hold longer texts
+        side = round(len(weights) ** 0.5)
+        return weights.reshape(side, side)
 
 
 def text_inputs(texts: Sequence[str], encoder: BiEncoder | None = None) -> Tensor:

@@ -4,7 +4,7 @@ r"""Labels said one by one: an order of the model's own beside fixed orders, and
     udr data canvases --emoji runs/emoji/emoji.parquet --out runs/emoji/canvases.parquet
     udr data canvases --emoji runs/emoji/emoji.parquet --out runs/emoji/loose.parquet --together 0.6
     udr data tags --emoji runs/emoji/emoji.parquet --out runs/emoji/tags.parquet
-    python -m tests.benchmarks.labelling canvases data=runs/emoji out=runs/labels [seeds=0,1] [epochs=6]
+    python -m tests.benchmarks.labelling canvases data=runs/emoji out=runs/labels [seeds=0,1] [epochs=5]
     python -m tests.benchmarks.labelling loose data=runs/emoji out=runs/labels    # objects are less often together
     python -m tests.benchmarks.labelling tags data=runs/emoji out=runs/labels     # pictures of emoji, 158 tags
     python -m tests.benchmarks.labelling names data=runs/emoji out=runs/labels    # their names, as text
@@ -40,10 +40,10 @@ from udr.config import load_config
 
 CONFIG = Path(__file__).parents[2] / "training/configs/pretrain/labels.yaml"
 TABLES: dict[str, tuple[str, list[str]]] = {
-    "canvases": ("canvases", ["loop.epochs=6"]),
-    "loose": ("loose", ["loop.epochs=6"]),
-    "tags": ("tags", ["loop.epochs=10"]),
-    "names": ("tags", ["labels.reads=text", "loop.epochs=10"]),
+    "canvases": ("canvases", ["loop.epochs=5"]),
+    "loose": ("loose", ["loop.epochs=5"]),
+    "tags": ("tags", ["loop.epochs=8"]),
+    "names": ("tags", ["labels.reads=text", "loop.epochs=8"]),
 }
 BEAMS = (1, 3, 5)
 TOP = 3  # labels a thing, for the scores of as many for each
@@ -61,6 +61,15 @@ def best_threshold(probabilities: np.ndarray, truth: np.ndarray, score: str) -> 
     """The scores at the threshold that is best for these very things."""
     tried = [label_scores(probabilities >= t, truth) | {"threshold": t} for t in np.linspace(0.05, 0.95, 19)]
     return max(tried, key=lambda one: one[score])
+
+
+def judged(table: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Mean confidences of right and of wrong labels, and how far confidences lie from shares of right ones."""
+    sure, right = table[table > 0], truth[table > 0]
+    bins = np.minimum((sure * 10).astype(int), 9)
+    error = sum(abs(sure[bins == b].sum() - right[bins == b].sum()) for b in range(10)) / max(len(sure), 1)
+    means = (float(sure[which].mean()) if which.any() else 0.0 for which in (right, ~right))
+    return dict(zip(("of_right", "of_wrong", "calibration_error"), (*means, float(error)), strict=True))
 
 
 def attended(found: list[tuple[Label, ...]], rows: tuple[Labelled, ...]) -> dict[str, float]:
@@ -119,6 +128,7 @@ def measured(labeller: Labeller, things: LabelledThings) -> dict[str, Any]:
         if beam == 3:
             found[f"top{TOP}"] = label_scores(top_labels(table, TOP), truth)
             found["labels_a_thing"] = float((table > 0).sum(1).mean())
+            found["confidence"] = judged(table, truth)
             found["exact"] = float(((table > 0) == truth).all(1).mean())
             if things.rows[0].boxes:
                 found["attention"] = attended(labels, things.rows)

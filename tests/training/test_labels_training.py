@@ -16,6 +16,7 @@ from PIL import Image
 from tiny_encoder import write_encoder
 from typer.testing import CliRunner
 
+from embed.label_search import beam_search
 from embed.labeller import Labeller, as_metadata, load_labeller, open_text_encoder
 from embed.labelling import LabelNet, build_label_net, next_log_p
 from embed.registry import open_encoder
@@ -240,6 +241,25 @@ def test_a_pool_keeps_its_rows_and_its_metadata(folder: Path, texts: Path, tmp_p
         assert found["input"] == row.text
         assert found["metadata"].pop("year") == "1999"
         assert set(found["metadata"]) == {f"label:{name}" for name in row.labels}
+
+
+def test_confidence_is_what_the_paths_agree_on_and_the_label_by_itself(folder: Path, table: Path) -> None:
+    labeller = load_labeller(folder, "cpu")
+    torch.nn.init.normal_(labeller.net.last.weight, std=1.0, generator=torch.Generator().manual_seed(0))  # unsure
+    things = prepare_labelled(read_labelled(table, "test")[:9], "image", 24, labeller.names)
+    found = labeller.label_inputs(things.inputs, beam=4)
+    with torch.inference_mode():
+        seen = labeller.net.see(things.inputs.float() / 255)
+    preliminary = labeller.preliminary(things.inputs)
+    shares = []
+    for i, paths in enumerate(beam_search(labeller.net, seen, 4, labeller.most)):
+        assert [label.name for label in found[i]] == [labeller.names[c] for c in paths[0].labels]
+        for label, c in zip(found[i], paths[0].labels, strict=True):
+            whole = sum(np.exp(path.log_p) for path in paths)
+            shares.append(sum(np.exp(path.log_p) for path in paths if c in path.labels) / whole)
+            assert label.confidence == pytest.approx(np.sqrt(shares[-1] * preliminary[i, c]), rel=1e-4)
+            assert label.preliminary == pytest.approx(preliminary[i, c])
+    assert min(shares) < 0.99  # paths that differ were there
 
 
 def test_confidences_below_the_threshold_are_left_out(folder: Path, table: Path) -> None:
