@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import structlog
@@ -91,11 +92,11 @@ def build_parts(settings: Settings) -> Parts:
 
 
 def _tagging(settings: Settings) -> Callable[[Sequence[Demonstration]], Sequence[Demonstration]]:
-    if settings.labeller is None:
+    if not settings.labeller:
         return list
     from serving.tagging import open_tagger  # with torch, which a service of BM25 alone does without
 
-    return open_tagger(settings.labeller, settings.label_threshold)
+    return open_tagger(Path(settings.labeller), settings.label_threshold)
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:

@@ -33,8 +33,8 @@ class Settings(BaseSettings):
         description="Sentence encoder: folder, hub name, fake; auto: the packaged MiniLM; none: BM25 alone.",
     )
     retrievers: dict[str, Path] = Field({}, description='Trained retriever folders by name, as JSON: {"mine": "…"}.')
-    labeller: Path | None = Field(
-        None, description="Folder of a labeller (`udr pretrain`, method labels) that tags what comes in; none: no tags."
+    labeller: str = Field(
+        "", description="Folder of a labeller (`udr pretrain`, method labels) that tags what comes in; empty: no tags."
     )
     label_threshold: float = Field(0.0, ge=0, le=1, description="Least confidence of a tag.")
     tokenizers: dict[str, str] = Field({}, description="Tokenizers by name, folder or hub name each, as JSON.")
@@ -71,8 +71,6 @@ class Settings(BaseSettings):
         """The settings as the environment variables that give them again."""
         found = {}
         for name, value in self.model_dump(mode="json").items():
-            if value is None:  # which no text stands for
-                continue
             text = json.dumps(value) if isinstance(value, dict) else str(value)
             found[f"UDR_{name.upper()}"] = text
         return found
