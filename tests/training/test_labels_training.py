@@ -25,6 +25,7 @@ from training.label_metrics import label_scores
 from training.label_things import attention_picture, label_things
 from training.labelled import label_names, prepare_labelled, read_labelled, write_labelled
 from training.methods.labels import Labels
+from training.moves import whole_pictures
 from training.pretrain import pretrain
 from training.pretrain_labels import confidences
 from training.pretrain_settings import PretrainConfig
@@ -336,6 +337,18 @@ def test_an_encoder_that_was_learnt_before_is_begun_from(folder: Path, table: Pa
     other = config(tmp_path / "o", table, f"labels.encoder={folder.parent / 'encoder'}", "backbone=conv_mid")
     with pytest.raises(ConfigError, match="set backbone=conv"):
         build_labels(other, prepare_labelled(read_labelled(table, "train"), "image", 24))
+
+
+def test_pictures_are_moved_so_that_nothing_of_them_is_lost() -> None:
+    corners = torch.ones(64, 3, 32, 32)
+    for y in (slice(0, 6), slice(26, 32)):
+        for x in (slice(0, 6), slice(26, 32)):
+            corners[:, :, y, x] = 0
+    torch.manual_seed(0)
+    seen = whole_pictures(corners, 32)
+    dark = (seen.mean(1) < 0.5).float().sum((1, 2))
+    assert float(dark.min()) > 0.8 * 0.8**2 * 4 * 36
+    assert float((seen - corners).abs().mean()) > 0.01  # and moved they are
 
 
 def test_attention_keeps_a_picture_where_it_is_highest_and_pales_the_rest() -> None:
