@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import structlog
@@ -34,6 +35,7 @@ from serving.tokenizers import Tokenizers
 from serving.tracing import Tracing
 from serving.upstream import Upstream
 from udr.errors import ConfigError
+from udr.types import Demonstration
 
 __all__ = ["build_parts", "close_parts", "create_app", "serve"]
 
@@ -58,6 +60,7 @@ def build_parts(settings: Settings) -> Parts:
         max_pools=settings.max_pools,
         max_pool=settings.max_pool,
         cache=settings.cache_folder,
+        tag=_tagging(settings),
     )
     keys, answers, audit, waiting = Keys(database), Answers(database), AuditLog(database), Jobs(database)
     background = Background(
@@ -86,6 +89,14 @@ def build_parts(settings: Settings) -> Parts:
         if settings.upstream
         else None,
     )
+
+
+def _tagging(settings: Settings) -> Callable[[Sequence[Demonstration]], Sequence[Demonstration]]:
+    if not settings.labeller:
+        return list
+    from serving.tagging import open_tagger  # with torch, which a service of BM25 alone does without
+
+    return open_tagger(Path(settings.labeller), settings.label_threshold)
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:

@@ -141,9 +141,8 @@ class Background:
             for batch in batches(file, job.spec["format"], job.position, job.line, pool.spec, self._max_text):
                 step = step._replace(position=batch.position, line=batch.line, done=batch.position)
                 told = step._replace(refused=batch.refused, lines=batch.lines)
-                self._catalog.store.write(
-                    pool.row.id, batch.demonstrations, {}, clash=clash, limit=self._max_pool, step=told
-                )
+                tagged = self._catalog.tag(batch.demonstrations)
+                self._catalog.store.write(pool.row.id, tagged, {}, clash=clash, limit=self._max_pool, step=told)
                 self._go_on()
         self._catalog.complete(self._catalog.pool_of(job.pool_id), self._teller(step, "encoded"))
 

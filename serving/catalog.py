@@ -67,6 +67,7 @@ class Catalog:
         max_pools: how many there may be; 0: any number.
         max_pool: demonstrations that each may hold; 0: any number.
         cache: folder for large indexes; None: they are read from the store at every start.
+        tag: gives demonstrations that come in with what is known of them beside (see `serving.tagging`).
     """
 
     def __init__(
@@ -78,12 +79,14 @@ class Catalog:
         max_pools: int = 0,
         max_pool: int = 0,
         cache: Path | None = None,
+        tag: Callable[[Sequence[Demonstration]], Sequence[Demonstration]] = list,
     ) -> None:
         self.store = store
         self.retrievers = retrievers
         self.worker = worker
         self.max_pools = max_pools
         self.max_pool = max_pool
+        self.tag = tag
         self._cache = cache
         self._dense: dict[int, Encoding] = {}
         self._lexical: dict[int, Lexical] = {}
@@ -182,6 +185,7 @@ class Catalog:
             raise DataError("an id stands twice in this request; each demonstration needs its own")
         for d in demonstrations:
             pool.spec.verbalise(d.output)
+        demonstrations = self.tag(demonstrations)
         while True:
             vectors = {
                 encoding.row.id: self.worker.encode_demonstrations(encoding.encoder, demonstrations)

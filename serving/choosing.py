@@ -11,7 +11,7 @@ import numpy as np
 from udr.filters import Condition
 from udr.live_index import LiveIndex
 from udr.retriever import Retrieved
-from udr.selection import select
+from udr.selection import select, tags_in
 from udr.types import Query
 
 __all__ = ["Answer", "Found", "PassedOver", "Search", "choose"]
@@ -101,5 +101,6 @@ def _select(name: str, query: Query, found: Sequence[Found], index: LiveIndex | 
         labels=[h.demonstration.output for h in hits],
         query_text=query.input,
         candidate_texts=[h.demonstration.input for h in hits],
+        tags=[tags_in(h.demonstration.metadata) for h in hits],
     )
     return [hits[i] for i in chosen]

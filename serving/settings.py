@@ -33,6 +33,10 @@ class Settings(BaseSettings):
         description="Sentence encoder: folder, hub name, fake; auto: the packaged MiniLM; none: BM25 alone.",
     )
     retrievers: dict[str, Path] = Field({}, description='Trained retriever folders by name, as JSON: {"mine": "…"}.')
+    labeller: str = Field(
+        "", description="Folder of a labeller (`udr pretrain`, method labels) that tags what comes in; empty: no tags."
+    )
+    label_threshold: float = Field(0.0, ge=0, le=1, description="Least confidence of a tag.")
     tokenizers: dict[str, str] = Field({}, description="Tokenizers by name, folder or hub name each, as JSON.")
     key: str = Field(
         "", description="The administrator's key, `Authorization: Bearer KEY`; empty: none is asked for, on loopback."

@@ -65,7 +65,7 @@ Scorers = Annotated[
 ]
 Inputs = Annotated[list[str], typer.Argument(metavar="INPUT...", help="One or more inputs.")]
 TopK = Annotated[int, typer.Option("--k", min=1, help="How many demonstrations.")]
-Selection = Annotated[str, typer.Option(help="top_k, mmr, dpp, coverage or balanced.")]
+Selection = Annotated[str, typer.Option(help="top_k, mmr, dpp, coverage, balanced or balanced_tags.")]
 
 
 def _tell(line: str) -> None:

@@ -143,6 +143,46 @@ def data_emoji(
     typer.echo(f"{out / 'emoji.parquet'}: {', '.join(f'{count} {name}' for name, count in counts.items())}")
 
 
+EmojiTable = Annotated[Path, typer.Option("--emoji", metavar="FILE.parquet", help="What `udr data emoji` wrote.")]
+
+
+@data_app.command("tags")
+def data_tags(
+    emoji: EmojiTable,
+    out: Annotated[Path, typer.Option(metavar="FILE.parquet", help="The table.")],
+    fewest: Annotated[int, typer.Option(min=1, help="Emoji that a tag must have.")] = 10,
+) -> None:
+    """Fetch emoji's tags (npm, 7 MB) and write emoji with lists of them, split by emoji."""
+    from training.captioned import read_captioned
+    from training.label_tables import fetch_tags, read_tags, tagged_table
+
+    tags = read_tags(fetch_tags(out.parent / ".cache"))
+    counts = tagged_table(read_captioned(emoji), tags, out, fewest)
+    typer.echo(f"{out}: {', '.join(f'{count} {name}' for name, count in counts.items())}")
+
+
+@data_app.command("canvases")
+def data_canvases(
+    emoji: EmojiTable,
+    out: Annotated[Path, typer.Option(metavar="FILE.parquet", help="The table.")],
+    count: Annotated[int, typer.Option(min=1, help="Canvases of split train.")] = 5000,
+    test: Annotated[int, typer.Option(min=0, help="Canvases of split test, of emoji of their own.")] = 1000,
+    size: Annotated[int, typer.Option(min=24, max=512, help="Pixels of a side.")] = 48,
+    together: Annotated[float, typer.Option(min=0, max=1, help="Chance that an object of a scene is there.")] = 0.9,
+    seed: Annotated[int, typer.Option(min=0, help="Of what stands where.")] = 0,
+) -> None:
+    """Put several emoji on a canvas, some seen together far more than others: labels with boxes, split by emoji."""
+    from rich.console import Console
+
+    from training.captioned import read_captioned
+    from training.label_tables import canvases_table
+    from training.progress import reporting
+
+    with reporting(Console(stderr=True)) as report:
+        counts = canvases_table(read_captioned(emoji), out, count, test, size, together, seed, report("canvases"))
+    typer.echo(f"{out}: {', '.join(f'{count} {name}' for name, count in counts.items())}")
+
+
 @lm_app.command("convert")
 def lm_convert(gguf: Path, out: Path) -> None:
     """Turn a GGUF file into a local folder that transformers loads."""

@@ -1,5 +1,5 @@
 """The commands of image encoders and what they share with others: `udr pretrain`, `udr probe`, `udr embed`,
-`udr export`, `udr neighbours`, `udr map`."""
+`udr export`, `udr neighbours`, `udr label`, `udr map`."""
 
 from __future__ import annotations
 
@@ -212,8 +212,55 @@ def pool_map(
     typer.echo(f"{out}: {len(rows)} pictures")
 
 
+def label(
+    data: Annotated[
+        Path, typer.Argument(metavar="FOLDER|TABLE", help="Pictures, or a pool with media or texts (.jsonl, .csv).")
+    ],
+    labeller: Annotated[Path, typer.Option(metavar="FOLDER", help="OUT/labeller of `udr pretrain`, method labels.")],
+    out: Annotated[Path, typer.Option(metavar="FILE.jsonl|FILE.parquet", help="Rows with their labels.")],
+    split: Split = None,
+    beam: Annotated[int, typer.Option(min=1, max=64, help="Paths of labels that are followed at once.")] = 3,
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Least confidence of a label.")] = 0.0,
+    sheet: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="The first pictures, and where each label was looked for.")
+    ] = None,
+    show: Annotated[int, typer.Option(min=1, max=200, help="Pictures on the sheet.")] = 8,
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Labels with confidences, as metadata that a pool is filtered by: {"label:cat": {"gte": 0.5}}."""
+    from embed.labeller import load_labeller
+    from training.label_things import draw_labels, label_things
+    from training.progress import reporting
+    from training.sheets import check_png
+    from udr.errors import ConfigError
+
+    if sheet is not None:
+        check_png(sheet, "--sheet")
+    opened = load_labeller(labeller, device)
+    if sheet is not None and opened.reads == "text":
+        raise ConfigError("--sheet: this labeller reads texts; a sheet shows pictures")
+    with reporting(console) as report:
+        done = label_things(
+            data,
+            opened,
+            out,
+            split=split,
+            beam=beam,
+            threshold=threshold,
+            show=show if sheet else 0,
+            keep=as_json,
+            progress=report(f"labelling {data.name}"),
+        )
+    if sheet is not None:
+        draw_labels(done.shown, sheet, f"{data.name}: where each label was looked for, and its confidence")
+    lines = [f"{out}: {done.things} things, {done.counts.total()} labels, {done.left_out} left out"]
+    lines += [f"{count:6d}  {name}" for name, count in done.counts.most_common(20)]
+    print_result(done.rows, as_json, "\n".join(lines))
+
+
 def add_commands(app: typer.Typer) -> None:
     """Put the commands on the command line."""
-    for command in (pretrain, probe, embed, export, neighbours):
+    for command in (pretrain, probe, embed, export, neighbours, label):
         app.command()(command)
     app.command("map")(pool_map)

@@ -16,7 +16,7 @@ from training.stamps import PLACED, SPEEDS, VOICES, placed_caption, speak
 from udr.errors import DataError, UDRWarning
 from udr.types import Progress
 
-__all__ = ["STYLES", "emoji_table", "fetch_emoji"]
+__all__ = ["STYLES", "emoji_table", "fetch_emoji", "fetch_package"]
 
 VERSION = "16.0.0"
 STYLES = ("google", "twitter")  # those whose licences allow it (Apache 2.0 and CC-BY 4.0)
@@ -30,13 +30,22 @@ def fetch_emoji(cache: Path, style: str) -> Path:
     Raises:
         DataError: npm is missing or the package cannot be had.
     """
-    archive = cache / f"emoji-datasource-{style}-{VERSION}.tgz"
+    return fetch_package(cache, f"emoji-datasource-{style}", VERSION)
+
+
+def fetch_package(cache: Path, name: str, version: str) -> Path:
+    """Fetch a package by npm, unless it is there; give its archive.
+
+    Raises:
+        DataError: npm is missing or the package cannot be had.
+    """
+    archive = cache / f"{name}-{version}.tgz"
     if archive.is_file():
         return archive
     if shutil.which("npm") is None:
-        raise DataError(f"npm is missing: emoji come from its package emoji-datasource-{style}")
+        raise DataError(f"npm is missing: emoji come from its package {name}")
     cache.mkdir(parents=True, exist_ok=True)
-    command = ["npm", "pack", "--silent", f"emoji-datasource-{style}@{VERSION}"]
+    command = ["npm", "pack", "--silent", f"{name}@{version}"]
     done = subprocess.run(command, cwd=cache, capture_output=True, text=True, check=False)
     if done.returncode or not archive.is_file():
         reason = (done.stderr.strip() or "no reason given").splitlines()[-1]

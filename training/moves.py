@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["moved_pictures", "moved_sounds"]
+__all__ = ["moved_pictures", "moved_sounds", "whole_pictures"]
 
 SMALLER = (0.45, 1.0)  # sides of a picture on its canvas
 LARGER = (1.0, 1.5)  # of one that is not put on a canvas, and so is cropped
+WHOLE = (0.8, 1.0)  # of one that must stay whole
 BESIDE = 0.5  # share of canvases with a second picture
 BESIDE_SIDES = (0.25, 0.5)
 COLOURS = 0.3  # how far brightness, contrast and saturation may go from 1
@@ -34,6 +35,14 @@ def moved_pictures(pictures: Tensor, size: int, composed: float) -> Tensor:
         beside = _placed(pictures[(others + 1) % n], _uniform(len(others), BESIDE_SIDES, device), size)
         seen = seen.index_copy(0, others, torch.minimum(seen[others], beside))
     return _recoloured(seen)
+
+
+def whole_pictures(pictures: Tensor, size: int) -> Tensor:
+    """Mirror, recolour and shrink pictures a little, so that all that is seen in them still is.
+
+    Shape: (n, 3, any, any) from 0 to 1 -> (n, 3, size, size).
+    """
+    return _recoloured(_placed(pictures, _uniform(len(pictures), WHOLE, pictures.device), size))
 
 
 def _uniform(n: int, between: tuple[float, float], device: torch.device) -> Tensor:

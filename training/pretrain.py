@@ -8,6 +8,7 @@
     OUT/metrics.jsonl      losses and the online probe, drawn in OUT/metrics.png
     OUT/samples.png        CIM's: held-out pictures, corrupted and restored
     OUT/encoder/           the finished encoder
+    OUT/labeller/          method labels: the finished labeller
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from training.methods.stor import STOR
 from training.pictures import Pictures, prepare_pictures
 from training.plots import plot_metrics
 from training.pretrain_cross_modal import train_cross_modal
+from training.pretrain_labels import train_labels
 from training.pretrain_settings import LoopSettings, PretrainConfig
 from training.pretrain_videos import read_videos
 from training.run import Report, silent
@@ -52,6 +54,7 @@ from udr.errors import ArtifactError, ConfigError, MissingDependencyError
 __all__ = ["build_method", "join_processes", "pretrain", "train_tokenizer"]
 
 
+OTHERS = {"cross_modal": train_cross_modal, "labels": train_labels}  # whose material is not pictures alone
 VIEWS = {"simclr": "simclr_small", "densecl": "moco_v2_small", "mec": "moco_v3_small", "cim": "beit_small"}
 
 
@@ -117,15 +120,16 @@ def pretrain(config: PretrainConfig, device: str = "auto", report: Report = sile
         TrainingStopped: training diverged or collapsed.
     """
     first, everyone = join_processes(device), PartialState()
-    folder = config.out / "encoder"
-    finished = (folder / "encoder.json").is_file()
+    kind = "labeller" if config.method == "labels" else "encoder"
+    folder = config.out / kind
+    finished = (folder / f"{kind}.json").is_file()
     if first:
         _hold(config, finished)
     everyone.wait_for_everyone()
     if finished:
         return folder
-    if config.method == "cross_modal":
-        train_cross_modal(config, folder, device, report)
+    if config.method in OTHERS:
+        OTHERS[config.method](config, folder, device, report)
         (config.out / "checkpoint").unlink(missing_ok=True)
         return folder
     # what cannot be built is told before pictures are read and a tokenizer is trained

@@ -13,6 +13,7 @@ __all__ = [
     "CIMSettings",
     "CrossModalSettings",
     "DenseCLSettings",
+    "LabelsSettings",
     "LoopSettings",
     "MECSettings",
     "PretrainConfig",
@@ -134,6 +135,27 @@ class CrossModalSettings(StrictConfig):
         return self
 
 
+class LabelsSettings(StrictConfig):
+    """Chen et al. 2018, arXiv 1707.05495."""
+
+    reads: Literal["image", "text"] = "image"  # what is labelled
+    # of true labels, when they are asked for; order_free: the one that the model finds most probable comes next;
+    # bce: none, each label by itself
+    order: Literal["order_free", "frequent_first", "rare_first", "bce"] = "order_free"
+    fewest: int = Field(default=10, ge=1)  # things that a label must stand in to be learnt
+    hidden: int = Field(default=256, ge=2)  # of the LSTM
+    attention: int = Field(default=128, ge=2)  # features in which parts and state are compared
+    embedding: int = Field(default=64, ge=2)  # of what was said last
+    width: int = Field(default=128, ge=2)  # of the network of texts
+    preliminary_weight: float = Field(default=1.0, ge=0)  # β, of labels by themselves
+    preliminary_first: float = Field(default=0.2, ge=0, le=1)  # share of training in which nothing is said yet
+    moved: bool = True  # pictures are mirrored, recoloured and shrunk a little
+    words_dropped: float = Field(default=0.1, ge=0, lt=1)  # share of words that are not read
+    # for pictures artifact:FOLDER of an image encoder with the same backbone and size, whose weights training begins
+    # from; for texts that of a retriever's encoder, or a folder or hub name, which reads tokens and stays as it is
+    encoder: str = ""
+
+
 class LoopSettings(StrictConfig):
     """How any method is trained."""
 
@@ -162,8 +184,11 @@ class PretrainConfig(StrictConfig):
     """One pre-training."""
 
     out: Path  # its folder
-    method: Literal["simclr", "densecl", "mec", "cim", "stor", "cross_modal"]  # its own settings lie under its name
-    # a folder of pictures, or a Parquet table; for stor a folder of videos, for cross_modal a table with captions
+    method: Literal[
+        "simclr", "densecl", "mec", "cim", "stor", "cross_modal", "labels"
+    ]  # its own settings lie under its name
+    # a folder of pictures, or a Parquet table; for stor a folder of videos, for cross_modal a table with captions,
+    # for labels one with lists of labels
     data: Path
     split: str | None = None  # of a table
     held_out: str | None = None  # split of a table whose pictures the online probe asks about; none: a tenth
@@ -179,6 +204,7 @@ class PretrainConfig(StrictConfig):
     stor: STORSettings = STORSettings()
     video: VideoSettings = VideoSettings()
     cross_modal: CrossModalSettings = CrossModalSettings()
+    labels: LabelsSettings = LabelsSettings()
 
     @model_validator(mode="after")
     def _videos_lie_in_a_folder(self) -> PretrainConfig:

@@ -119,7 +119,7 @@ class EvaluationSettings(StrictConfig):
     budget: int = Field(default=2048, ge=16)  # tokens of a finished prompt, the answer included
     k: int = Field(default=8, ge=1)  # demonstrations for classification and multiple choice
     k_generation: int = Field(default=50, ge=1)  # at most this many for generation; the budget decides
-    selection: Literal["top_k", "mmr", "dpp", "coverage", "balanced"] = "top_k"  # see udr.selection
+    selection: Literal["top_k", "mmr", "dpp", "coverage", "balanced", "balanced_tags"] = "top_k"  # see udr.selection
     order: Literal["ascending", "descending", "random", "interleaved"] = "ascending"  # ascending: the best one last
     draws: int = Field(default=1000, ge=100)  # of the bootstrap
 

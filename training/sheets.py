@@ -16,7 +16,7 @@ from training.neighbours import Answer, Box
 from udr.artifacts import replacing
 from udr.errors import ConfigError, MissingDependencyError
 
-__all__ = ["check_png", "draw_answers", "draw_rows"]
+__all__ = ["check_png", "draw_answers", "draw_captioned", "draw_rows"]
 
 SIDE, GAP, FRAME = 112, 12, 4  # pixels of a picture's side, between two, and about one
 LINE, TALL = 16, 14  # of a line of text and its letters
@@ -27,10 +27,10 @@ FRAMES = {True: RIGHT, False: WRONG, None: NEUTRAL}
 STEP = SIDE + 2 * FRAME + GAP
 
 
-def check_png(path: Path) -> None:
+def check_png(path: Path, option: str = "--out") -> None:
     """Raise ConfigError where a picture would not be written as PNG."""
     if path.suffix.lower() != ".png":
-        raise ConfigError(f"--out {path}: expected FILE.png")
+        raise ConfigError(f"{option} {path}: expected FILE.png")
 
 
 def draw_answers(answers: Sequence[Answer], out: Path, title: str) -> None:
@@ -87,6 +87,26 @@ def draw_rows(pictures: Sequence[Sequence[NDArray[np.uint8]]], titles: Sequence[
             x, y = GAP + j * step, top + i * step
             draw.rectangle((x - 1, y - 1, x + SIDE, y + SIDE), outline=NEUTRAL)
             sheet.paste(_scaled(Image.fromarray(pixels.transpose(1, 2, 0))), (x, y))
+    _save(sheet, out)
+
+
+def draw_captioned(rows: Sequence[Sequence[tuple[NDArray[np.uint8], str]]], out: Path, title: str) -> None:
+    """Draw pictures (3, s, s) in rows of any length, each over its own line.
+
+    Raises:
+        ArtifactError: the file cannot be written.
+    """
+    top, step, tall = GAP + LINE + GAP, SIDE + GAP, SIDE + LINE + GAP
+    wide = max(GAP + max(map(len, rows)) * step, 2 * GAP + _width(title))
+    sheet = Image.new("RGB", (wide, top + len(rows) * tall), GROUND)
+    draw = ImageDraw.Draw(sheet)
+    _write(draw, (GAP, GAP), title, INK)
+    for i, row in enumerate(rows):
+        for j, (pixels, caption) in enumerate(row):
+            x, y = GAP + j * step, top + i * tall
+            draw.rectangle((x - 1, y - 1, x + SIDE, y + SIDE), outline=NEUTRAL)
+            sheet.paste(_scaled(Image.fromarray(pixels.transpose(1, 2, 0))), (x, y))
+            _write(draw, (x, y + SIDE + 1), _fitted(caption, SIDE), INK if j else PALE)
     _save(sheet, out)
 
 

@@ -174,6 +174,15 @@ class BiEncoder(nn.Module):
         return vectors[: len(queries)], vectors[len(queries) :]
 
     def _embed_padded(self, ids: Sequence[Sequence[int]], tower: nn.Module) -> Tensor:
+        hidden, mask = self._hidden(ids, tower)
+        if self.pooling == "cls":
+            vectors = hidden[:, 0]
+        else:
+            vectors = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        return nn.functional.normalize(vectors, dim=-1) if self.unit_norm else vectors
+
+    def _hidden(self, ids: Sequence[Sequence[int]], tower: nn.Module) -> tuple[Tensor, Tensor]:
+        """Features of tokens (n, t, d), padded, and which of them there are (n, t)."""
         width = max(len(row) for row in ids)
         tokens = torch.zeros((len(ids), width), dtype=torch.long)
         mask = torch.zeros((len(ids), width), dtype=torch.long)
@@ -181,12 +190,7 @@ class BiEncoder(nn.Module):
             tokens[i, : len(row)] = torch.tensor(row)
             mask[i, : len(row)] = 1
         tokens, mask = tokens.to(self.device), mask.to(self.device)
-        hidden = tower(input_ids=tokens, attention_mask=mask).last_hidden_state.float()  # (n, t, d)
-        if self.pooling == "cls":
-            vectors = hidden[:, 0]
-        else:
-            vectors = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-        return nn.functional.normalize(vectors, dim=-1) if self.unit_norm else vectors
+        return tower(input_ids=tokens, attention_mask=mask).last_hidden_state.float(), mask
 
     def encode_queries(self, queries: Sequence[Query], instruction: str = "") -> FloatArray:
         """Vectors of queries, float32 (n, d)."""
@@ -195,6 +199,20 @@ class BiEncoder(nn.Module):
     def encode_demonstrations(self, demonstrations: Sequence[Demonstration], instruction: str = "") -> FloatArray:
         """Vectors of demonstrations, float32 (m, d)."""
         return self._encode(self.demonstration_ids(demonstrations, instruction), self.demonstration_tower)
+
+    @torch.inference_mode()
+    def encode_tokens(self, queries: Sequence[Query], instruction: str = "") -> list[FloatArray]:
+        """Features of each query's tokens by the query tower, float32 (t, d) each, CLS and SEP included."""
+        ids, found = self.query_ids(queries, instruction), [np.empty((0, self.dim), np.float32)] * len(queries)
+        on_gpu, was_training = self.device.type == "cuda", self.training
+        self.eval()
+        for batch in length_batches(ids, PADDED_TOKENS[on_gpu], PADDING[on_gpu]):
+            with autocast(self.device, self.precision == "bfloat16"):
+                hidden, _ = self._hidden([ids[i] for i in batch], self.query_tower)
+            for i, features in zip(batch, hidden.cpu().numpy(), strict=True):
+                found[i] = features[: len(ids[i])].copy()  # not the whole batch with it
+        self.train(was_training)
+        return found
 
     @torch.inference_mode()
     def _encode(self, ids: Sequence[Sequence[int]], tower: nn.Module) -> FloatArray:

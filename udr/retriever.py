@@ -21,7 +21,7 @@ from udr.data import read_demonstrations, write_demonstrations
 from udr.draw import seeded
 from udr.errors import ArtifactError, DataError, FingerprintMismatch, PromptTooLong, UnknownNameError
 from udr.prompt import build_prompt, for_encoder, rearrange
-from udr.selection import order, select
+from udr.selection import order, select, tags_in
 from udr.tasks.spec import TaskSpec
 from udr.types import Demonstration, Dropped, Encoder, FloatArray, Index, IntArray, Prompt, Query, Tokenizer
 
@@ -176,6 +176,7 @@ class Retriever:
             labels=[f.demonstration.output for f in found],
             query_text=query.input,
             candidate_texts=[f.demonstration.input for f in found],
+            tags=[tags_in(f.demonstration.metadata) for f in found],
         )
         return [found[i] for i in chosen]
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
@@ -21,9 +21,23 @@ from numpy.typing import ArrayLike, NDArray
 
 from udr.errors import ConfigError, DataError, UnknownNameError
 
-__all__ = ["ORDERS", "SELECTIONS", "balanced", "coverage", "dpp", "mmr", "order", "select", "top_k"]
+__all__ = [
+    "ORDERS",
+    "SELECTIONS",
+    "TAG",
+    "balanced",
+    "balanced_tags",
+    "coverage",
+    "dpp",
+    "mmr",
+    "order",
+    "select",
+    "tags_in",
+    "top_k",
+]
 
 _Floats = NDArray[np.float64]
+TAG = "label:"  # how the metadata keys of tags begin
 _DEPENDENT = 1e-9  # what is left of a unit vector's square when it is, up to rounding, made of those selected
 
 
@@ -172,6 +186,39 @@ def balanced(relevance: ArrayLike, labels: Sequence[str], n: int) -> list[int]:
     return [best_first[j] for j in np.argsort(rounds, kind="stable")[:n]]
 
 
+def balanced_tags(relevance: ArrayLike, tags: Sequence[Collection[str]], n: int) -> list[int]:
+    """Take candidates so that each of their tags, of which one may have several or none, is shown about equally often.
+
+    One after another: the candidate of which some tag was taken least often, and of those the most relevant. No tag is
+    a tag of its own. With one tag each it is `balanced`.
+
+    Args:
+        relevance: (k,) any scale.
+        tags: (k) tags of each candidate.
+        n: how many; more than k gives all.
+
+    Raises:
+        ConfigError: lengths differ, or n is negative.
+        DataError: a relevance is not finite.
+    """
+    scores = _check_relevance(relevance, n)
+    _check_length("tags", tags, len(scores))
+    left = _best_first(scores)
+    taken: list[int] = []
+    shown: Counter[str | None] = Counter()
+    while left and len(taken) < n:
+        best = min(left, key=lambda i: min(shown[tag] for tag in tags[i] or (None,)))  # the first of equals
+        left.remove(best)
+        taken.append(best)
+        shown.update(tags[best] or (None,))
+    return taken
+
+
+def tags_in(metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """Tags that stand in a demonstration's metadata, as `label:NAME` with a confidence each."""
+    return tuple(key.removeprefix(TAG) for key in metadata if key.startswith(TAG))
+
+
 class _Given(NamedTuple):
     """What a caller of `select` has at hand."""
 
@@ -182,6 +229,7 @@ class _Given(NamedTuple):
     labels: Sequence[str] | None
     query_text: str
     candidate_texts: Sequence[str]
+    tags: Sequence[Collection[str]] | None
 
 
 def _need_vectors(given: _Given) -> ArrayLike:
@@ -196,6 +244,12 @@ def _need_labels(given: _Given) -> Sequence[str]:
     return given.labels
 
 
+def _need_tags(given: _Given) -> Sequence[Collection[str]]:
+    if given.tags is None:
+        raise ConfigError(f"selection {given.name} needs the candidates' tags")
+    return given.tags
+
+
 def _cover_words(given: _Given) -> list[int]:
     texts = [_words(text) for text in given.candidate_texts]
     return coverage(given.relevance, _words(given.query_text), texts, given.n)
@@ -207,6 +261,7 @@ SELECTIONS: dict[str, Callable[[_Given], list[int]]] = {
     "dpp": lambda given: dpp(given.relevance, _need_vectors(given), given.n),
     "coverage": _cover_words,
     "balanced": lambda given: balanced(given.relevance, _need_labels(given), given.n),
+    "balanced_tags": lambda given: balanced_tags(given.relevance, _need_tags(given), given.n),
 }
 
 
@@ -218,6 +273,7 @@ def select(
     labels: Sequence[str] | None = None,
     query_text: str = "",
     candidate_texts: Sequence[str] = (),
+    tags: Sequence[Collection[str]] | None = None,
 ) -> list[int]:
     """Call the selection of that name with what it needs of the arguments.
 
@@ -229,6 +285,7 @@ def select(
         labels: (k), for balanced.
         query_text: for coverage.
         candidate_texts: (k), for coverage.
+        tags: (k), for balanced_tags.
 
     Returns:
         Positions into the candidates, best first.
@@ -240,7 +297,7 @@ def select(
     """
     if name not in SELECTIONS:
         raise UnknownNameError("selection", name, SELECTIONS)
-    return SELECTIONS[name](_Given(name, relevance, n, vectors, labels, query_text, candidate_texts))
+    return SELECTIONS[name](_Given(name, relevance, n, vectors, labels, query_text, candidate_texts, tags))
 
 
 ORDERS: dict[str, Callable[[list[int], Sequence[str], int], list[int]]] = {

@@ -81,6 +81,15 @@ def test_a_text_has_one_vector_alone_or_in_a_batch(encoder: BiEncoder) -> None:
     np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, rtol=1e-5)
 
 
+def test_tokens_are_those_whose_mean_is_the_vector(encoder: BiEncoder) -> None:
+    tokens, ids = encoder.encode_tokens(QUERIES, INSTRUCTION), encoder.query_ids(QUERIES, INSTRUCTION)
+    assert [len(one) for one in tokens] == [len(one) for one in ids]
+    means = np.stack([one.mean(0) for one in tokens])
+    unit = means / np.linalg.norm(means, axis=1, keepdims=True)
+    np.testing.assert_allclose(unit, encoder.encode_queries(QUERIES, INSTRUCTION), atol=1e-5)
+    assert encoder.encode_tokens([]) == []
+
+
 def test_no_texts_have_no_vectors(encoder: BiEncoder) -> None:
     assert encoder.encode_queries([]).shape == encoder.encode_demonstrations([]).shape == (0, 32)
 

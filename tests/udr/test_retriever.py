@@ -30,7 +30,7 @@ from udr.types import Demonstration, FloatArray, IntArray, Query
 
 ENCODER = FakeEncoder(128)
 LM = FakeLM()
-SELECTIONS = ["top_k", "mmr", "dpp", "coverage", "balanced"]
+SELECTIONS = ["top_k", "mmr", "dpp", "coverage", "balanced", "balanced_tags"]
 
 
 def rankers(spec: TaskSpec, pool: list[Demonstration]) -> dict[str, Ranker]:

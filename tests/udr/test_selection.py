@@ -13,7 +13,19 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from udr.errors import ConfigError, DataError, UDRError, UnknownNameError
-from udr.selection import ORDERS, SELECTIONS, balanced, coverage, dpp, mmr, order, select, top_k
+from udr.selection import (
+    ORDERS,
+    SELECTIONS,
+    balanced,
+    balanced_tags,
+    coverage,
+    dpp,
+    mmr,
+    order,
+    select,
+    tags_in,
+    top_k,
+)
 
 Floats = NDArray[np.float64]
 
@@ -55,6 +67,7 @@ def candidates(draw: st.DrawFn) -> dict[str, Any]:
             draw(st.lists(st.lists(numbers, min_size=2, max_size=2), min_size=k, max_size=k)), dtype=np.float32
         ).reshape(k, 2),
         "labels": draw(st.lists(st.sampled_from("xyz"), min_size=k, max_size=k)),
+        "tags": draw(st.lists(st.sets(st.sampled_from("xyz")), min_size=k, max_size=k)),
         "query_text": "red cubes on tables",
         "candidate_texts": draw(
             st.lists(st.sampled_from(["", "Red cubes", "on the tables", "spheres", "red"]), min_size=k, max_size=k)
@@ -85,7 +98,7 @@ def test_smaller_n_is_a_prefix_of_larger_n(name: str, arguments: dict[str, Any])
 
 @pytest.mark.parametrize("name", SELECTIONS)
 def test_equal_candidates_come_in_their_own_order(name: str) -> None:
-    chosen = select(name, np.ones(5), 5, np.ones((5, 3)), list("aaaaa"), "red", ["red"] * 5)
+    chosen = select(name, np.ones(5), 5, np.ones((5, 3)), list("aaaaa"), "red", ["red"] * 5, ["a"] * 5)
     assert chosen == [0, 1, 2, 3, 4]
 
 
@@ -218,6 +231,20 @@ def test_balanced_counts_differ_by_at_most_one_while_supplies_last(rows: list[tu
             assert counts[label] >= max(counts.values(), default=0) - 1
         mine = sorted((i for i, other in enumerate(labels) if other == label), key=lambda i: (-rows[i][0], i))
         assert [i for i in chosen if labels[i] == label] == mine[: counts[label]]
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.sampled_from("abc")), max_size=12), st.integers(0, 12))
+def test_balanced_tags_is_balanced_where_each_has_one_tag(rows: list[tuple[int, str]], n: int) -> None:
+    relevance, labels = [float(r) for r, _ in rows], [label for _, label in rows]
+    assert balanced_tags(relevance, [{label} for label in labels], n) == balanced(relevance, labels, n)
+
+
+def test_balanced_tags_takes_what_was_shown_least_though_it_comes_with_more() -> None:
+    tags = [{"cat"}, {"cat", "dog"}, {"cat"}, set(), {"cat", "bird"}]
+    assert balanced_tags([0.9, 0.8, 0.7, 0.2, 0.1], tags, 5) == [0, 1, 3, 4, 2]
+    with pytest.raises(ConfigError, match="needs the candidates' tags"):
+        select("balanced_tags", [0.5], 1)
+    assert tags_in({"label:cat": "0.9", "lang": "en", "label:dog": "0.2"}) == ("cat", "dog")
 
 
 def test_ascending_puts_the_best_last_and_descending_first() -> None:
