@@ -7,7 +7,7 @@
     OUT/tokenizer.pt       CIM's, once it is trained
     OUT/metrics.jsonl      losses and the online probe, drawn in OUT/metrics.png
     OUT/samples.png        CIM's: held-out pictures, corrupted and restored
-    OUT/encoder/           the finished encoder
+    OUT/encoder/           the finished encoder; OUT/model/ the text-to-image model of diffusion
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from training.methods.stor import STOR
 from training.pictures import Pictures, prepare_pictures
 from training.plots import plot_metrics
 from training.pretrain_cross_modal import train_cross_modal
+from training.pretrain_runs import finished_folder
 from training.pretrain_settings import LoopSettings, PretrainConfig
 from training.pretrain_videos import read_videos
 from training.run import Report, silent
@@ -117,15 +118,20 @@ def pretrain(config: PretrainConfig, device: str = "auto", report: Report = sile
         TrainingStopped: training diverged or collapsed.
     """
     first, everyone = join_processes(device), PartialState()
-    folder = config.out / "encoder"
-    finished = (folder / "encoder.json").is_file()
+    folder = config.out / ("model" if config.method == "diffusion" else "encoder")
+    finished = finished_folder(config.out) is not None
     if first:
         _hold(config, finished)
     everyone.wait_for_everyone()
     if finished:
         return folder
-    if config.method == "cross_modal":
-        train_cross_modal(config, folder, device, report)
+    if config.method in ("cross_modal", "diffusion"):
+        if config.method == "cross_modal":
+            train_cross_modal(config, folder, device, report)
+        else:
+            from training.pretrain_diffusion import train_diffusion  # diffusers is heavy, and no other method's
+
+            train_diffusion(config, folder, device, report)
         (config.out / "checkpoint").unlink(missing_ok=True)
         return folder
     # what cannot be built is told before pictures are read and a tokenizer is trained

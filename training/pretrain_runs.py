@@ -11,9 +11,10 @@ from training.pretrain_settings import PretrainConfig
 from udr.config import load_config
 from udr.errors import ArtifactError
 
-__all__ = ["PretrainState", "find_pretrainings", "read_pretraining"]
+__all__ = ["PretrainState", "find_pretrainings", "finished_folder", "read_pretraining"]
 
 PLOTS = {"metrics.png": "losses and the online probe", "samples.png": "held-out pictures"}
+ENDS = {"encoder": "encoder.json", "model": "model.json"}  # folders of what was learnt, and the file written last
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,7 @@ class PretrainState:
         folder: where it is.
         settings: of it.
         metrics: lines of losses and probes, in the order of steps.
-        finished: True when its encoder is there.
+        finished: True when its encoder, or its model, is there.
         plots: pictures, by what they show.
         changed: when a file was last written, in seconds since 1970.
     """
@@ -65,6 +66,11 @@ class PretrainState:
         }
 
 
+def finished_folder(out: Path) -> Path | None:
+    """Where what was learnt lies in the folder of a pre-training; none while it is not finished."""
+    return next((out / name for name, last in ENDS.items() if (out / name / last).is_file()), None)
+
+
 def find_pretrainings(folder: Path) -> list[Path]:
     """Folders of pre-trainings: this one, or those in it, the last one changed first; perhaps none."""
     found = [path.parent for path in (folder / "config.yaml", *folder.glob("*/config.yaml")) if path.is_file()]
@@ -88,7 +94,7 @@ def read_pretraining(folder: Path) -> PretrainState:
         folder=folder,
         settings=load_config(PretrainConfig, folder / "config.yaml"),
         metrics=metrics,
-        finished=(folder / "encoder" / "encoder.json").is_file(),
+        finished=finished_folder(folder) is not None,
         plots={title: folder / name for name, title in PLOTS.items() if (folder / name).is_file()},
         changed=_changed(folder),
     )
