@@ -127,7 +127,7 @@ def build_network(
 
 
 def build_scheduler() -> Any:
-    """Stable Diffusion's times, by which a little of the picture is left at the last one (√ᾱ_T = 0.068), and velocities.
+    """Stable Diffusion's times, the last of which leaves a little of the picture (√ᾱ_T = 0.068), and velocities.
 
     Where nothing were left, the first step of sampling could not see in its noise where things will be.
     """

@@ -32,8 +32,11 @@ def load_stable_diffusion(name: str, device: str = "auto") -> TextToImage:
     """
     try:
         from diffusers import StableDiffusionPipeline
+        from diffusers.utils import logging
     except ImportError:
         raise MissingDependencyError("diffusers", "synthesize") from None
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()  # the commands have their own
     where = choose_device(device)
     half = where.startswith("cuda")
     try:
