@@ -65,11 +65,11 @@ def synthesize(
             layer=layer,
             progress=report("making pictures"),
         )
+    if sheet is not None:  # it shows what is wrong where nothing is accepted
+        draw_made(found, scenes, sheet, f"{model}, noise {move}; crossed out: a thing out of its box")
     written = write_table(out, found, scenes, f"{model} {opened.fingerprint}")
     if pool is not None:
         write_pool(pool, found, scenes)
-    if sheet is not None:
-        draw_made(found, scenes, sheet, f"{model}, noise {move}; crossed out: a thing out of its box")
     facts = told(found, scenes)
     lines = [f"{out}: {written} of {len(found)} pictures"]
     for line in facts["scenes"]:

@@ -430,6 +430,11 @@ def test_commands_refuse_what_cannot_be_in_one_line(folder: Path, tmp_path: Path
         done = udr(*words, *more)
         assert (done.code, done.err.count("\n")) == (2, 1), done.err
         assert told in done.err
+    layout.write_text(json.dumps({"scenes": [SCENE.model_dump(mode="json")]}))
+    few = (tmp_path / "x.parquet", "--least", 1, "--tries", 1, "--steps", 2, "--sheet", tmp_path / "why.png")
+    done = udr(*words, *few)
+    assert (done.code, done.err.splitlines()[-1][:31]) == (2, "udr: none of 2 pictures has its")
+    assert (tmp_path / "why.png").is_file()
     assert not (tmp_path / "x.parquet").exists()
     for region in ("0,0,1", "0,0,2,1", "a,b,c,d"):
         done = udr(

@@ -18,6 +18,7 @@ from training.sheets import SIDE, draw_rows
 from training.synthesis.layouts import Scene
 from training.synthesis.synthesize import Made
 from udr.artifacts import replacing, write_atomically
+from udr.errors import DataError
 from udr.types import Media
 
 __all__ = ["BOXES", "as_json", "draw_made", "write_pool", "write_table"]
@@ -47,7 +48,13 @@ def write_table(out: Path, found: Sequence[Made], scenes: Sequence[Scene], model
 
     Raises:
         ArtifactError: the file cannot be written.
+        DataError: nothing was accepted.
     """
+    if not any(made.accepted for made in found):
+        raise DataError(
+            f"none of {len(found)} pictures has its things in their boxes after {found[0].tries} tries each; "
+            "try larger boxes, more --tries or a lower --least, and look at --sheet FILE.png"
+        )
     more = [("boxes", BOXES), ("seed", pa.int64()), ("tries", pa.int32()), ("placed", pa.float32())]
     schema = pa.schema([*SCHEMA, *more], metadata={"model": model})
     rows = []
