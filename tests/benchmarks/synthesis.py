@@ -98,22 +98,22 @@ def first_step(model: TextToImage, count: int) -> dict[str, Any]:
     noise = torch.stack([model.noise(i) for i in range(count)])
     pictures = painted_of(model, asked, noise)
     told: dict[str, Any] = {}
+    words = [[*names, *(word for name in names for word in name.split())] for _, names in asked]
+    texts = [prompt for prompt, _ in asked]
     for layer in cross_attentions(model.unet):
         found: dict[str, list[float]] = {"own": [], "other_thing": [], "other_noise": [], "colour": [], "shape": []}
-        for i, (prompt, names) in enumerate(asked):
-            words = [word for name in names for word in name.split()]
-            both = torch.stack([noise[i], noise[(i + 1) % count]])
-            maps = preference_maps(model, both, prompt, [*names, *words], STEPS, layer)
-            side = maps[names[0]].shape[1]
+        maps = preference_maps(model, noise, texts, words, STEPS, layer)
+        elsewhere = preference_maps(model, noise.roll(1, 0), texts, words, STEPS, layer)
+        for picture, (_, names), here, there in zip(pictures, asked, maps, elsewhere, strict=True):
             for own, other in (names, names[::-1]):
-                truth = shares_of(mask_of(pictures[i], own), side) >= 0.5
+                truth = shares_of(mask_of(picture, own), here[own].shape[0]) >= 0.5
                 colour, shape = own.split()
                 for title, scores in (
-                    ("own", maps[own][0]),
-                    ("other_thing", maps[other][0]),
-                    ("other_noise", maps[own][1]),
-                    ("colour", maps[colour][0]),
-                    ("shape", maps[shape][0]),
+                    ("own", here[own]),
+                    ("other_thing", here[other]),
+                    ("other_noise", there[own]),
+                    ("colour", here[colour]),
+                    ("shape", here[shape]),
                 ):
                     found[title].append(area_under_curve(scores.ravel(), truth.ravel()))
         told[layer] = {title: round(float(np.nanmean(values)), 4) for title, values in found.items()}
@@ -156,15 +156,18 @@ def in_box_rates(model: TextToImage, count: int, layer: str | None = None) -> di
     scenes, side = scenes_of(count, 1), layer_side(model, layer)
     for move in EDITS:
         rates, both, agreed, exact = [], [], [], []
-        for i, scene in enumerate(scenes):
-            noise = model.noise(10_000 + i)[None]
-            edited = edited_noise(model, noise, scene, move, [i], STEPS, layer)
-            exact.append(blocks_of(edited[0], side) == blocks_of(noise[0], side))
-            pictures, placed = painted(model, edited, scene, STEPS, None, layer)
-            own = in_box(pictures[0], scene)
-            rates += list(own.values())
-            both.append(min(own.values()) >= PLACED)
-            agreed.append((min(placed[0].values()) >= PLACED, both[-1]))
+        for start in range(0, count, AT_ONCE):
+            part = scenes[start : start + AT_ONCE]
+            seeds = [10_000 + start + i for i in range(len(part))]
+            noise = torch.stack([model.noise(seed) for seed in seeds])
+            edited = edited_noise(model, noise, part, move, seeds, STEPS, layer)
+            exact += [blocks_of(a, side) == blocks_of(b, side) for a, b in zip(edited, noise, strict=True)]
+            pictures, placed = painted(model, edited, part, STEPS, None, layer)
+            for scene, picture, said in zip(part, pictures, placed, strict=True):
+                own = in_box(picture, scene)
+                rates += list(own.values())
+                both.append(min(own.values()) >= PLACED)
+                agreed.append((min(said.values()) >= PLACED, both[-1]))
         accepted = [truth for said, truth in agreed if said]
         told[move] = {
             "in_box": round(float(np.mean(rates)), 4),
@@ -179,15 +182,17 @@ def in_box_rates(model: TextToImage, count: int, layer: str | None = None) -> di
 
 def repainted(model: TextToImage, count: int) -> dict[str, float]:
     """The mean change of pixels inside and outside of a region whose noise is new."""
-    inside, outside = [], []
-    for i, (prompt, _) in enumerate(prompts(count, 2)):
+    inside, outside, regions = [], [], []
+    asked = prompts(count, 2)
+    for i in range(count):
         random = Random(i)
         x, y = random.randint(0, 4) / 8, random.randint(0, 4) / 8
-        region = (x, y, x + HALF, y + HALF)
-        noise = model.noise(20_000 + i)
-        both = torch.stack([noise, resampled(model, noise, region, 30_000 + i)])
-        first, other = model.decode(model.paint(both, [prompt] * 2, STEPS))
-        one, rest = changes(first, other, region)
+        regions.append((x, y, x + HALF, y + HALF))
+    noise = torch.stack([model.noise(20_000 + i) for i in range(count)])
+    other = torch.stack([resampled(model, noise[i], regions[i], 30_000 + i) for i in range(count)])
+    before, after = painted_of(model, asked, noise), painted_of(model, asked, other)
+    for a, b, region in zip(before, after, regions, strict=True):
+        one, rest = changes(a, b, region)
         inside.append(one)
         outside.append(rest)
     ratio = float(np.mean(inside) / np.mean(outside))
@@ -242,14 +247,14 @@ def attention_sheet(model: TextToImage, out: Path) -> None:
     for i, scene in enumerate(scenes_of(6, 4)):
         noise = model.noise(40_000 + i)[None]
         names = list(scene.boxes)
-        maps = preference_maps(model, noise, scene.prompt, names, STEPS)
-        edited = edited_noise(model, noise, scene, "sorted", [i], STEPS, None)
+        (maps,) = preference_maps(model, noise, [scene.prompt], [names], STEPS)
+        edited = edited_noise(model, noise, [scene], "sorted", [i], STEPS)
         pictures = model.decode(model.paint(torch.cat([noise, edited]), [scene.prompt] * 2, STEPS))
         target = np.full_like(pictures[0], 255)
         for name, (x0, y0, x1, y1) in scene.boxes.items():
             colour = np.array(COLOURS[name.split()[0]], np.uint8)[:, None, None]
             target[:, round(y0 * 32) : round(y1 * 32), round(x0 * 32) : round(x1 * 32)] = colour
-        rows.append([*(heat(maps[name][0]) for name in names), pictures[0], target, pictures[1]])
+        rows.append([*(heat(maps[name]) for name in names), pictures[0], target, pictures[1]])
     titles = ["1st thing, step 1", "2nd thing, step 1", "random noise", "boxes", "blocks moved"]
     draw_rows(rows, titles, out, "where the first step would put things, and where they come to lie")
 

@@ -110,14 +110,14 @@ def test_pictures_are_those_of_diffusers_own_pipeline(pipeline_folder: Path, mod
 def test_blocks_of_two_by_two_latents_are_moved_to_the_boxes(model: TextToImage) -> None:
     scene = Scene(prompt="a dog and a cat", boxes={"dog": (0, 0, 0.5, 0.5), "cat": (0.5, 0.5, 1, 1)})
     noise = model.noise(0)[None]
-    maps = preference_maps(model, noise, scene.prompt, ["dog", "cat"], steps=4)
-    assert maps["dog"].shape == (1, 8, 8)
-    moved = edited_noise(model, noise, scene, "sorted", [0], 4, None)[0]
+    (maps,) = preference_maps(model, noise, [scene.prompt], [["dog", "cat"]], steps=4)
+    assert maps["dog"].shape == (8, 8)
+    moved = edited_noise(model, noise, [scene], "sorted", [0], 4)[0]
     blocks, after = (x.reshape(4, 8, 2, 8, 2).permute(1, 3, 0, 2, 4).reshape(64, -1) for x in (noise[0], moved))
     source = [int((blocks == one).all(1).nonzero()[0, 0]) for one in after]
     assert sorted(source) == list(range(64))
     assert source != list(range(64))
-    scores = {word: maps[word][0].ravel() / maps[word].mean() for word in maps}
+    scores = {word: maps[word].ravel() / maps[word].mean() for word in maps}
     dogs = [c for c in range(64) if scores["dog"][c] >= scores["cat"][c]]
     first = max(dogs, key=lambda c: scores["dog"][c])
     assert source[0] == first  # the box begins with the best block

@@ -235,7 +235,7 @@ def test_maps_are_the_first_steps_attention_of_the_prompt_by_plain_loops(model: 
     assert model.places(prompt, "circle") == [3]  # the begin is counted
     assert model.places(prompt, phrase) == [6, 7]
     noise = torch.stack([model.noise(seed) for seed in (0, 1)])
-    maps = preference_maps(model, noise, prompt, [phrase, "circle"], steps=10)
+    maps = preference_maps(model, noise, [prompt] * 2, [[phrase, "circle"]] * 2, steps=10)
     attention = model.unet.get_submodule(model.layer)
     caught: list[torch.Tensor] = []
     with torch.inference_mode():
@@ -246,8 +246,8 @@ def test_maps_are_the_first_steps_attention_of_the_prompt_by_plain_loops(model: 
         for i in range(2):
             expected = attention_by_loops(attention, caught[0][i], words)
             side = math.isqrt(len(expected))
-            np.testing.assert_allclose(maps[phrase][i].ravel(), expected[:, [6, 7]].mean(1), rtol=1e-4)
-            np.testing.assert_allclose(maps["circle"][i], expected[:, 3].reshape(side, side), rtol=1e-4)
+            np.testing.assert_allclose(maps[i][phrase].ravel(), expected[:, [6, 7]].mean(1), rtol=1e-4)
+            np.testing.assert_allclose(maps[i]["circle"], expected[:, 3].reshape(side, side), rtol=1e-4)
 
 
 def test_watching_changes_nothing_and_ends(model: TextToImage) -> None:
@@ -302,20 +302,18 @@ def test_ddim_without_guidance_follows_the_velocities_by_plain_steps(model: Text
 @pytest.mark.parametrize("move", ["sorted", "exchange"])
 def test_edited_noise_has_the_blocks_that_prefer_a_phrase_in_its_box(model: TextToImage, move: Any) -> None:
     noise = torch.stack([model.noise(seed) for seed in (0, 1)])
-    moved = edited_noise(model, noise, SCENE, move, [0, 1], 10, None)
+    one = Scene(prompt="a red ring", boxes={"ring": (0, 0, 0.5, 0.5)})
+    moved = edited_noise(model, noise, [one, SCENE], move, [0, 1], 10)
     assert not moved.equal(noise)
     assert moved.flatten(1).sort(1).values.equal(noise.flatten(1).sort(1).values)
-    assert edited_noise(model, noise, SCENE, "none", [0, 1], 10, None).equal(noise)
-    alone = edited_noise(model, noise[1:], SCENE, move, [1], 10, None)
-    assert alone.equal(moved[1:])
-    one = Scene(prompt="a red ring", boxes={"ring": (0, 0, 0.5, 0.5)})
-    scores = preference_maps(model, noise[:1], one.prompt, ["ring"], 10)["ring"][0].ravel()
+    assert edited_noise(model, noise, [one, SCENE], "none", [0, 1], 10).equal(noise)
+    assert edited_noise(model, noise[1:], [SCENE], move, [1], 10).equal(moved[1:])  # alone or in a batch
+    scores = preference_maps(model, noise[:1], [one.prompt], [["ring"]], 10)[0]["ring"].ravel()
     best = set(np.argsort(-scores)[:16].tolist())  # of 8 × 8 cells a quarter
-    ground = edited_noise(model, noise[:1], one, move, [0], 10, None)[0]
     for cell in range(64):
         y, x = divmod(cell, 8)
         inside = x < 4 and y < 4
-        found = any(ground[:, y, x].equal(noise[0][:, c // 8, c % 8]) for c in best)
+        found = any(moved[0][:, y, x].equal(noise[0][:, c // 8, c % 8]) for c in best)
         assert found == inside
 
 

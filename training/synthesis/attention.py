@@ -69,31 +69,48 @@ def watching(unet: nn.Module, layer: str) -> Iterator[list[Tensor]]:
         attention.processor = inner
 
 
-def word_maps(seen: Tensor, places: Mapping[str, Sequence[int]]) -> dict[str, FloatArray]:
-    """Of each phrase its map, float32 (n, side, side): the mean over its places of maps (n, cells, places)."""
+def word_maps(seen: Tensor, places: Sequence[Mapping[str, Sequence[int]]]) -> list[dict[str, FloatArray]]:
+    """Of each picture and phrase its map, float32 (side, side): the mean over the phrase's places in its prompt.
+
+    Shape: maps (n, cells, places), and n mappings.
+    """
     side = math.isqrt(seen.shape[1])
-    columns = {phrase: seen[:, :, list(own)].mean(2) for phrase, own in places.items()}
-    return {phrase: own.reshape(len(seen), side, side).cpu().numpy() for phrase, own in columns.items()}
+    maps = seen.cpu().numpy()
+    return [
+        {phrase: row[:, list(own)].mean(1).reshape(side, side) for phrase, own in named.items()}
+        for row, named in zip(maps, places, strict=True)
+    ]
 
 
 @torch.inference_mode()
 def preference_maps(
-    model: TextToImage, latents: Tensor, prompt: str, phrases: Sequence[str], steps: int = 25, layer: str | None = None
-) -> dict[str, FloatArray]:
+    model: TextToImage,
+    latents: Tensor,
+    prompts: Sequence[str],
+    phrases: Sequence[Sequence[str]],
+    steps: int = 25,
+    layer: str | None = None,
+) -> list[dict[str, FloatArray]]:
     """Where noise would rather become what a phrase says: cross-attention of the first step alone, with the prompt.
 
     Source: Mao et al. 2023, "Guided Image Synthesis via Initial Image Editing in Diffusion Model", arXiv 2305.03382.
     The softmax is over the prompt's places, the mean over heads. What is without the prompt is not run: its half of
     the batch changes nothing in this one.
 
-    Shape: latents (n, c, h, w) -> of each phrase (n, side, side), float32.
+    Args:
+        latents: (n, c, h, w).
+        prompts: of each picture.
+        phrases: of each picture, as its prompt holds them.
+
+    Returns:
+        Of each picture and phrase a map, float32 (side, side).
 
     Raises:
-        ConfigError: the prompt does not hold a phrase.
+        ConfigError: a prompt does not hold a phrase.
         UnknownNameError: no such layer.
     """
-    places = {phrase: model.places(prompt, phrase) for phrase in phrases}
-    features = model.embed([prompt] * len(latents))
+    places = [{p: model.places(prompt, p) for p in own} for prompt, own in zip(prompts, phrases, strict=True)]
+    features = model.embed(prompts)
     first = model.times(steps)[0]
     read = latents.to(model.device, features.dtype) * model.scheduler.init_noise_sigma
     with watching(model.unet, layer or model.layer) as seen:

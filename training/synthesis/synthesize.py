@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from training.synthesis.attention import layer_side, preference_maps, watching, word_maps
-from training.synthesis.blocks import MOVES, Box, Cells, Move, cells_of_boxes, move_blocks
+from training.synthesis.blocks import MOVES, Box, Cells, cells_of_boxes, move_blocks
 from training.synthesis.layouts import Scene, Share, box_cells
 from training.synthesis.model import TextToImage
 from udr.errors import ConfigError
@@ -20,7 +20,7 @@ from udr.types import FloatArray, Progress
 
 __all__ = ["Edit", "Made", "edited_noise", "painted", "placed", "repaint", "resampled", "synthesize"]
 
-AT_ONCE = 8  # pictures in one batch
+AT_ONCE = 16  # pictures in one batch, of any layouts
 LATE = 0.5  # share of the steps, the last ones, whose maps tell where things came to lie
 Edit = Literal["sorted", "exchange", "none"]
 
@@ -49,28 +49,28 @@ class Made:
 
 
 def edited_noise(
-    model: TextToImage, noise: Tensor, scene: Scene, move: Edit, seeds: Sequence[int], steps: int, layer: str | None
+    model: TextToImage,
+    noise: Tensor,
+    scenes: Sequence[Scene],
+    move: Edit,
+    seeds: Sequence[int],
+    steps: int = 25,
+    layer: str | None = None,
 ) -> Tensor:
-    """Noise (n, c, h, w) whose blocks that would rather become a phrase lie in the phrase's box.
+    """Noise (n, c, h, w) whose blocks that would rather become a phrase lie in the phrase's box, a layout each.
 
     Raises:
-        ConfigError: the prompt does not hold a phrase, or a box has no cell of its own.
+        ConfigError: a prompt does not hold a phrase, or a box has no cell of its own.
     """
-    phrases = list(scene.boxes)
-    maps = preference_maps(model, noise, scene.prompt, phrases, steps, layer)
-    boxes = _boxes(scene, next(iter(maps.values())).shape[1])
-    cells_of_boxes(boxes, next(iter(maps.values())).shape[1])  # told of random noise as well
     if move == "none":
         return noise
+    maps = preference_maps(model, noise, [s.prompt for s in scenes], [list(s.boxes) for s in scenes], steps, layer)
     moved = []
-    for i, (own, seed) in enumerate(zip(noise, seeds, strict=True)):
-        source = MOVES[_as_move(move)]([maps[p][i] for p in phrases], boxes, np.random.default_rng([seed, 1]))
-        moved.append(move_blocks(own, source))
+    for own, scene, scores, seed in zip(noise, scenes, maps, seeds, strict=True):
+        of_phrases = [scores[phrase] for phrase in scene.boxes]
+        boxes = _boxes(scene, of_phrases[0].shape[0])
+        moved.append(move_blocks(own, MOVES[move](of_phrases, boxes, np.random.default_rng([seed, 1]))))
     return torch.stack(moved)
-
-
-def _as_move(edit: Edit) -> Move:
-    return "sorted" if edit == "sorted" else "exchange"
 
 
 def _boxes(scene: Scene, side: int) -> list[Box]:
@@ -85,20 +85,30 @@ def placed(score: FloatArray, cells: Cells) -> float:
 
 
 def painted(
-    model: TextToImage, noise: Tensor, scene: Scene, steps: int, guidance: float | None, layer: str | None
+    model: TextToImage,
+    noise: Tensor,
+    scenes: Sequence[Scene],
+    steps: int = 25,
+    guidance: float | None = None,
+    layer: str | None = None,
 ) -> tuple[NDArray[np.uint8], list[dict[str, float]]]:
-    """Pictures of noise (n, c, h, w), uint8 (n, 3, s, s), and of each how its phrases are placed.
+    """Pictures of noise (n, c, h, w), uint8 (n, 3, s, s), and of each how the phrases of its layout are placed.
 
     It takes no detector: the maps of the last half of the steps, in the same layer, tell where the phrases came to lie.
     """
-    phrases = list(scene.boxes)
     with watching(model.unet, layer or model.layer) as seen:
-        latents = model.paint(noise, [scene.prompt] * len(noise), steps, guidance)
+        latents = model.paint(noise, [scene.prompt for scene in scenes], steps, guidance)
     late = torch.stack([one[len(noise) :] for one in seen[round(LATE * len(seen)) :]]).mean(0)
-    maps = word_maps(late, {phrase: model.places(scene.prompt, phrase) for phrase in phrases})
-    cells = cells_of_boxes(_boxes(scene, next(iter(maps.values())).shape[1]), next(iter(maps.values())).shape[1])
-    found = [{p: placed(maps[p][i], own) for p, own in zip(phrases, cells, strict=True)} for i in range(len(noise))]
+    found = []
+    for scene, maps in zip(scenes, word_maps(late, [_places(model, scene) for scene in scenes]), strict=True):
+        side = maps[next(iter(maps))].shape[0]
+        cells = cells_of_boxes(_boxes(scene, side), side)
+        found.append({p: placed(maps[p], own) for p, own in zip(scene.boxes, cells, strict=True)})
     return model.decode(latents), found
+
+
+def _places(model: TextToImage, scene: Scene) -> dict[str, list[int]]:
+    return {phrase: model.places(scene.prompt, phrase) for phrase in scene.boxes}
 
 
 def synthesize(
@@ -124,6 +134,9 @@ def synthesize(
         least: how much of every phrase must be placed, see `placed`.
         progress: told the pictures that are settled.
 
+    Returns:
+        All that were wanted, layout by layout; those that no try got right are not accepted.
+
     Raises:
         ConfigError: a prompt without one of its phrases, or a box without a cell of its own.
         UnknownNameError: a word that the model does not know, or no such layer.
@@ -131,43 +144,33 @@ def synthesize(
     side = layer_side(model, layer)
     for scene in scenes:  # what cannot be is told before anything is made
         cells_of_boxes(_boxes(scene, side), side)
-        for phrase in scene.boxes:
-            model.places(scene.prompt, phrase)
-    found: list[Made] = []
-    wanted = sum(scene.count for scene in scenes)
-    for index, scene in enumerate(scenes):
-        best: dict[int, Made] = {}
-        for attempt in range(tries):
-            pending = [n for n in range(scene.count) if n not in best or not best[n].accepted]
-            for start in range(0, len(pending), AT_ONCE):
-                numbers = pending[start : start + AT_ONCE]
-                seeds = [_seed_of(seed, index, number, attempt) for number in numbers]
-                noise = torch.stack([model.noise(own) for own in seeds])
-                noise = edited_noise(model, noise, scene, move, seeds, steps, layer)
-                pictures, scores = painted(model, noise, scene, steps, guidance, layer)
-                for number, own, pixels, score in zip(numbers, seeds, pictures, scores, strict=True):
-                    accepted = min(score.values()) >= least
-                    made = Made(index, number, pixels, own, attempt + 1, score, accepted)
-                    before = best.get(number)
-                    if before is None or accepted or min(score.values()) > min(before.placed.values()):
-                        best[number] = made
+        _places(model, scene)
+    wanted = [(index, number) for index, scene in enumerate(scenes) for number in range(scene.count)]
+    best: dict[tuple[int, int], Made] = {}
+    for attempt in range(tries):
+        pending = [key for key in wanted if key not in best or not best[key].accepted]
+        for start in range(0, len(pending), AT_ONCE):
+            keys = pending[start : start + AT_ONCE]
+            own = [scenes[index] for index, _ in keys]
+            seeds = [int(np.random.SeedSequence([seed, *key, attempt]).generate_state(1)[0]) for key in keys]
+            noise = torch.stack([model.noise(one) for one in seeds])
+            noise = edited_noise(model, noise, own, move, seeds, steps, layer)
+            pictures, scores = painted(model, noise, own, steps, guidance, layer)
+            for key, one, pixels, score in zip(keys, seeds, pictures, scores, strict=True):
+                made = Made(*key, pixels, one, attempt + 1, score, min(score.values()) >= least)
+                best[key] = _better(best.get(key), made)
             if progress:
-                done = scene.count if attempt + 1 == tries else sum(made.accepted for made in best.values())
-                progress(len(found) + done, wanted)
-            if all(made.accepted for made in best.values()):
-                break
-        for number in range(scene.count):
-            own_best = best[number]
-            found.append(own_best if own_best.accepted else _with_tries(own_best, tries))
-    return found
+                over = start + len(keys) if attempt + 1 == tries else 0
+                settled = sum(made.accepted for made in best.values())
+                progress(max(settled, len(wanted) - len(pending) + over), len(wanted))
+    return [best[key] for key in wanted]
 
 
-def _seed_of(*numbers: int) -> int:
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
-
-
-def _with_tries(made: Made, tries: int) -> Made:
-    return Made(made.scene, made.number, made.pixels, made.seed, tries, made.placed, made.accepted)
+def _better(before: Made | None, made: Made) -> Made:
+    """The one that is placed better, with the number of tries until now."""
+    if before is None or made.accepted or min(made.placed.values()) > min(before.placed.values()):
+        return made
+    return replace(before, tries=made.tries)
 
 
 def resampled(model: TextToImage, noise: Tensor, region: Share, seed: int) -> Tensor:
