@@ -53,7 +53,9 @@ class PretrainState:
     def summary(self) -> str:
         """What it is, how far, and how well, in a line."""
         told = "  ".join(f"{name} {value:.3f}" for name, value in self.last.items())
-        return f"{self.settings.method} of {self.settings.backbone}  {self.stage}  {told}".rstrip()
+        own = self.settings
+        what = own.method if own.method == "diffusion" else f"{own.method} of {own.backbone}"
+        return f"{what}  {self.stage}  {told}".rstrip()
 
     def as_json(self) -> dict[str, Any]:
         """Everything but the pictures."""

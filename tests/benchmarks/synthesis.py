@@ -39,6 +39,7 @@ from training.synthesis.registry import open_text_to_image
 from training.synthesis.repaints import changes
 from training.synthesis.synthesize import Edit, edited_noise, painted, resampled, synthesize
 from training.synthesis.tables import draw_made
+from udr.artifacts import read_json
 
 AT_ONCE, STEPS = 32, 25
 EDITS: tuple[Edit, ...] = ("none", "sorted", "exchange")
@@ -150,11 +151,13 @@ def blocks_of(latents: torch.Tensor, side: int) -> list[bytes]:
     return sorted(block.tobytes() for row in blocks for block in row)
 
 
-def in_box_rates(model: TextToImage, count: int, layer: str | None = None) -> dict[str, Any]:
+def in_box_rates(
+    model: TextToImage, count: int, layer: str | None = None, edits: Sequence[Edit] = EDITS
+) -> dict[str, Any]:
     """What share of things' pixels lies in their boxes, from random noise and from moved blocks of the same noise."""
     told: dict[str, Any] = {}
     scenes, side = scenes_of(count, 1), layer_side(model, layer)
-    for move in EDITS:
+    for move in edits:
         rates, both, agreed, exact = [], [], [], []
         for start in range(0, count, AT_ONCE):
             part = scenes[start : start + AT_ONCE]
@@ -181,8 +184,8 @@ def in_box_rates(model: TextToImage, count: int, layer: str | None = None) -> di
 
 
 def repainted(model: TextToImage, count: int) -> dict[str, float]:
-    """The mean change of pixels inside and outside of a region whose noise is new."""
-    inside, outside, regions = [], [], []
+    """The mean change of pixels inside and outside of a region whose noise is new, and where all noise is new."""
+    inside, outside, regions, everywhere = [], [], [], []
     asked = prompts(count, 2)
     for i in range(count):
         random = Random(i)
@@ -190,8 +193,10 @@ def repainted(model: TextToImage, count: int) -> dict[str, float]:
         regions.append((x, y, x + HALF, y + HALF))
     noise = torch.stack([model.noise(20_000 + i) for i in range(count)])
     other = torch.stack([resampled(model, noise[i], regions[i], 30_000 + i) for i in range(count)])
-    before, after = painted_of(model, asked, noise), painted_of(model, asked, other)
-    for a, b, region in zip(before, after, regions, strict=True):
+    another = torch.stack([model.noise(30_000 + i) for i in range(count)])
+    before, after, others = (painted_of(model, asked, own) for own in (noise, other, another))
+    for a, b, c, region in zip(before, after, others, regions, strict=True):
+        everywhere.append(changes(a, c, (0, 0, 1, 1))[0])
         one, rest = changes(a, b, region)
         inside.append(one)
         outside.append(rest)
@@ -200,7 +205,13 @@ def repainted(model: TextToImage, count: int) -> dict[str, float]:
         "inside": round(float(np.mean(inside)), 4),
         "outside": round(float(np.mean(outside)), 4),
         "ratio": round(ratio, 2),
+        "all_new_everywhere": round(float(np.mean(everywhere)), 4),
     }
+
+
+def trained(address: str) -> dict[str, Any]:
+    """How the model came about."""
+    return {k: v for k, v in read_json(Path(address.partition(":")[2]) / "model.json").items() if k != "words"}
 
 
 def gates(model: str, pictures: str = "128", sheets: str = "", name: str = "synthesis", layer: str = "") -> None:
@@ -211,6 +222,9 @@ def gates(model: str, pictures: str = "128", sheets: str = "", name: str = "synt
     print(attention, flush=True)
     boxes = in_box_rates(opened, count)
     print(boxes, flush=True)
+    sharpest = max(attention, key=lambda title: attention[title]["own"])
+    by_sharpest = in_box_rates(opened, count, sharpest, EDITS[1:])
+    print(sharpest, by_sharpest, flush=True)
     region = repainted(opened, count // 2)
     print(region, flush=True)
     tries: dict[str, float] = {}
@@ -231,8 +245,14 @@ def gates(model: str, pictures: str = "128", sheets: str = "", name: str = "synt
         "repaint_inside_4_times_outside": region["ratio"] > 4,
         "edits_are_permutations": all(boxes[move]["edits_that_are_permutations"] == 1 for move in EDITS),
     }
-    figures: dict[str, Any] = {"pictures": count, "steps": STEPS, "layer": opened.layer, "gates": passed}
-    figures |= {"first_step_auc": attention, "in_box": boxes, "repaint": region, "tries_per_accepted": tries}
+    figures: dict[str, Any] = {"model": trained(model)} | {
+        "pictures": count,
+        "steps": STEPS,
+        "layer": opened.layer,
+        "gates": passed,
+    }
+    figures |= {"first_step_auc": attention, "in_box": boxes, "in_box_by_sharpest_layer": {sharpest: by_sharpest}}
+    figures |= {"repaint": region, "tries_per_accepted": tries}
     figures["processor_seconds"] = round(time.process_time() - began)
     print(passed, tries)
     print(write_result(name, figures))
@@ -336,7 +356,8 @@ def gap(model: str, seeds: str = "3", pool: str = "600", more: str = "60", name:
                     ("lacking", asked, np.full(len(asked), classes.index(lacking))),
                 ):
                     line.setdefault(f"knn_{part}", []).append(knn_accuracy(bank, known, pictures, truth, 5))
-                    line.setdefault(f"linear_{part}", []).append(linear_accuracy(bank, known, pictures, truth))
+                linear = linear_accuracy(bank, known, asked, np.full(len(asked), classes.index(lacking)))
+                line.setdefault("linear_lacking", []).append(linear)
                 line.setdefault("added", []).append(len(added))
         told[kind] = {"lacking": lacking} | {
             title: {key: [round(float(np.mean(v)), 4), round(float(np.std(v)), 4)] for key, v in line.items()}

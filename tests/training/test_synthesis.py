@@ -134,6 +134,7 @@ def test_latents_are_pixels_and_white_ground_is_zero() -> None:
 def test_training_makes_the_loss_less_and_leaves_a_model_that_is_left_alone(folder: Path) -> None:
     state = read_pretraining(folder.parent)
     assert state.finished
+    assert state.summary.startswith("diffusion  trained  loss ")
     assert set(state.plots) == {"losses and the online probe", "held-out pictures"}
     losses = [line["loss"] for line in state.metrics]
     assert np.mean(losses[-3:]) < 0.8 * losses[0]

@@ -24,7 +24,8 @@ GUIDANCE = 7.5  # the authors'
 def load_stable_diffusion(name: str, device: str = "auto") -> TextToImage:
     """Load a pipeline of diffusers by its folder or hub name, with DDIM in the place of its scheduler.
 
-    On a GPU the networks compute in float16 but for the decoder, whose pictures would become black now and then.
+    On a GPU the networks compute in float16 but for the decoder, whose pictures would become black now and then. Its
+    safety checker is not loaded: what is made is looked at by who asked for it.
 
     Raises:
         ConfigError: it cannot be loaded, or is no such pipeline.
