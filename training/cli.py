@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from training import cli_media, cli_pictures
+from training import cli_media, cli_pictures, cli_synthesis
 from training.cli_materials import data_app, lm_app, tasks_app
 from training.cli_scores import scores_app
 from training.printing import Json, print_result
@@ -35,6 +35,7 @@ app.add_typer(lm_app, name="lm")
 app.add_typer(scores_app, name="scores")
 cli_pictures.add_commands(app)
 cli_media.add_commands(app)
+cli_synthesis.add_commands(app)
 
 console = Console(stderr=True)
 # what each part of the pipeline cannot do without, and the extra that brings it
@@ -47,6 +48,7 @@ EXTRAS |= {
     "soxr": "embed",
     "kornia": "pretrain",
     "accelerate": "lm",
+    "diffusers": "synthesize",
     "matplotlib": "eval",
     "sacrebleu": "eval",
     "rouge_score": "eval",

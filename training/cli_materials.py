@@ -183,6 +183,14 @@ def data_canvases(
     typer.echo(f"{out}: {', '.join(f'{count} {name}' for name, count in counts.items())}")
 
 
+@data_app.command("shapes")
+def data_shapes(out: Annotated[Path, typer.Option(metavar="FILE.parquet", help="The table.")]) -> None:
+    """Draw shapes in colours, a captioned picture each: things that `udr pretrain` puts on canvases for diffusion."""
+    from training.shapes import shapes_table
+
+    typer.echo(f"{out}: {shapes_table(out)} pictures")
+
+
 @lm_app.command("convert")
 def lm_convert(gguf: Path, out: Path) -> None:
     """Turn a GGUF file into a local folder that transformers loads."""

@@ -96,7 +96,8 @@ def plot_metrics(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
     below.set_ylim(0, max(1.0, below.get_ylim()[1]))
     below.set_xlabel("step")
     for axes in (above, below):
-        axes.legend(fontsize="small")
+        if axes.has_data():  # not every training is probed
+            axes.legend(fontsize="small")
     save_plot(figure, path)
 
 

@@ -7,8 +7,7 @@
     OUT/tokenizer.pt       CIM's, once it is trained
     OUT/metrics.jsonl      losses and the online probe, drawn in OUT/metrics.png
     OUT/samples.png        CIM's: held-out pictures, corrupted and restored
-    OUT/encoder/           the finished encoder
-    OUT/labeller/          method labels: the finished labeller
+    OUT/encoder/           the finished encoder; OUT/labeller/ that of labels, OUT/model/ that of diffusion
 """
 
 from __future__ import annotations
@@ -40,6 +39,7 @@ from training.pictures import Pictures, prepare_pictures
 from training.plots import plot_metrics
 from training.pretrain_cross_modal import train_cross_modal
 from training.pretrain_labels import train_labels
+from training.pretrain_runs import finished_folder, result_folder
 from training.pretrain_settings import LoopSettings, PretrainConfig
 from training.pretrain_videos import read_videos
 from training.run import Report, silent
@@ -54,7 +54,14 @@ from udr.errors import ArtifactError, ConfigError, MissingDependencyError
 __all__ = ["build_method", "join_processes", "pretrain", "train_tokenizer"]
 
 
-OTHERS = {"cross_modal": train_cross_modal, "labels": train_labels}  # whose material is not pictures alone
+def _train_diffusion(config: PretrainConfig, folder: Path, device: str, report: Report) -> None:
+    from training.pretrain_diffusion import train_diffusion  # diffusers is heavy, and no other method's
+
+    train_diffusion(config, folder, device, report)
+
+
+# methods whose material is not pictures alone
+OF_THEIR_OWN = {"cross_modal": train_cross_modal, "labels": train_labels, "diffusion": _train_diffusion}
 VIEWS = {"simclr": "simclr_small", "densecl": "moco_v2_small", "mec": "moco_v3_small", "cim": "beit_small"}
 
 
@@ -120,16 +127,14 @@ def pretrain(config: PretrainConfig, device: str = "auto", report: Report = sile
         TrainingStopped: training diverged or collapsed.
     """
     first, everyone = join_processes(device), PartialState()
-    kind = "labeller" if config.method == "labels" else "encoder"
-    folder = config.out / kind
-    finished = (folder / f"{kind}.json").is_file()
+    folder, finished = result_folder(config), finished_folder(config.out) is not None
     if first:
         _hold(config, finished)
     everyone.wait_for_everyone()
     if finished:
         return folder
-    if config.method in OTHERS:
-        OTHERS[config.method](config, folder, device, report)
+    if config.method in OF_THEIR_OWN:
+        OF_THEIR_OWN[config.method](config, folder, device, report)
         (config.out / "checkpoint").unlink(missing_ok=True)
         return folder
     # what cannot be built is told before pictures are read and a tokenizer is trained

@@ -11,9 +11,10 @@ from training.pretrain_settings import PretrainConfig
 from udr.config import load_config
 from udr.errors import ArtifactError
 
-__all__ = ["PretrainState", "find_pretrainings", "read_pretraining"]
+__all__ = ["PretrainState", "find_pretrainings", "finished_folder", "read_pretraining", "result_folder"]
 
 PLOTS = {"metrics.png": "losses and the online probe", "samples.png": "held-out pictures"}
+KINDS = {"labels": "labeller", "diffusion": "model"}  # what a method learns, where it is no encoder
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,7 @@ class PretrainState:
         folder: where it is.
         settings: of it.
         metrics: lines of losses and probes, in the order of steps.
-        finished: True when its encoder is there.
+        finished: True when its encoder, or its model, is there.
         plots: pictures, by what they show.
         changed: when a file was last written, in seconds since 1970.
     """
@@ -52,7 +53,9 @@ class PretrainState:
     def summary(self) -> str:
         """What it is, how far, and how well, in a line."""
         told = "  ".join(f"{name} {value:.3f}" for name, value in self.last.items())
-        return f"{self.settings.method} of {self.settings.backbone}  {self.stage}  {told}".rstrip()
+        own = self.settings
+        what = own.method if own.method == "diffusion" else f"{own.method} of {own.backbone}"
+        return f"{what}  {self.stage}  {told}".rstrip()
 
     def as_json(self) -> dict[str, Any]:
         """Everything but the pictures."""
@@ -63,6 +66,17 @@ class PretrainState:
             "settings": self.settings.model_dump(mode="json"),
             "metrics": list(self.metrics),
         }
+
+
+def result_folder(config: PretrainConfig) -> Path:
+    """Where what is learnt will lie."""
+    return config.out / KINDS.get(config.method, "encoder")
+
+
+def finished_folder(out: Path) -> Path | None:
+    """Where what was learnt lies in the folder of a pre-training; none while it is not finished."""
+    kinds = ("encoder", *KINDS.values())  # the file of that name is written last
+    return next((out / kind for kind in kinds if (out / kind / f"{kind}.json").is_file()), None)
 
 
 def find_pretrainings(folder: Path) -> list[Path]:
@@ -88,7 +102,7 @@ def read_pretraining(folder: Path) -> PretrainState:
         folder=folder,
         settings=load_config(PretrainConfig, folder / "config.yaml"),
         metrics=metrics,
-        finished=(folder / "encoder" / "encoder.json").is_file(),
+        finished=finished_folder(folder) is not None,
         plots={title: folder / name for name, title in PLOTS.items() if (folder / name).is_file()},
         changed=_changed(folder),
     )

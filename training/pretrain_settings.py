@@ -13,6 +13,7 @@ __all__ = [
     "CIMSettings",
     "CrossModalSettings",
     "DenseCLSettings",
+    "DiffusionSettings",
     "LabelsSettings",
     "LoopSettings",
     "MECSettings",
@@ -156,6 +157,29 @@ class LabelsSettings(StrictConfig):
     encoder: str = ""
 
 
+class DiffusionSettings(StrictConfig):
+    """A small text-to-image model: Ho et al. 2020, arXiv 2006.11239, with words by cross-attention."""
+
+    sides: tuple[int, int] = (11, 14)  # smallest and largest pixels of a thing's side
+    things: int = Field(default=2, ge=1, le=4)  # on a canvas at most
+    canvases: int = Field(default=4096, ge=2)  # that count as an epoch; each is drawn anew
+    patch: int = Field(default=4, ge=1)  # pixels of a side in a cell of the latents
+    widths: tuple[int, ...] = Field(default=(64, 96), min_length=1)  # channels of each level of the U-Net
+    attention: tuple[int, ...] = Field(default=(0,), min_length=1)  # levels, from 0, that read words
+    text_dim: int = Field(default=64, ge=2)  # of words' features
+    text_layers: int = Field(default=1, ge=0)  # of the words' transformer
+    length: int = Field(default=12, ge=4)  # words of a prompt, and two
+    captions_dropped: float = Field(default=0.1, ge=0, lt=1)  # share of pictures that are learnt without words
+    momentum: float = Field(default=0.995, ge=0, lt=1)  # with which the weights that serve follow
+
+    @field_validator("sides")
+    @classmethod
+    def _sides_are_a_range(cls, sides: tuple[int, int]) -> tuple[int, int]:
+        if not 2 <= sides[0] <= sides[1]:
+            raise ValueError("expected two sides, the smaller first, of 2 pixels at least")
+        return sides
+
+
 class LoopSettings(StrictConfig):
     """How any method is trained."""
 
@@ -185,10 +209,10 @@ class PretrainConfig(StrictConfig):
 
     out: Path  # its folder
     method: Literal[
-        "simclr", "densecl", "mec", "cim", "stor", "cross_modal", "labels"
+        "simclr", "densecl", "mec", "cim", "stor", "cross_modal", "labels", "diffusion"
     ]  # its own settings lie under its name
-    # a folder of pictures, or a Parquet table; for stor a folder of videos, for cross_modal a table with captions,
-    # for labels one with lists of labels
+    # a folder of pictures, or a Parquet table; for stor a folder of videos, for cross_modal and diffusion a table with
+    # captions (for diffusion of single things on white ground), for labels one with lists of labels
     data: Path
     split: str | None = None  # of a table
     held_out: str | None = None  # split of a table whose pictures the online probe asks about; none: a tenth
@@ -205,6 +229,7 @@ class PretrainConfig(StrictConfig):
     video: VideoSettings = VideoSettings()
     cross_modal: CrossModalSettings = CrossModalSettings()
     labels: LabelsSettings = LabelsSettings()
+    diffusion: DiffusionSettings = DiffusionSettings()
 
     @model_validator(mode="after")
     def _videos_lie_in_a_folder(self) -> PretrainConfig:

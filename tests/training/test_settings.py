@@ -19,10 +19,13 @@ from typer.main import get_command
 import training.pretrain_settings as pretrain_settings
 import training.settings as run_settings
 from embed.backbones import build_backbone
+from training.captioned import read_captioned
 from training.cli import app
 from training.pretrain import build_method
+from training.pretrain_diffusion import build_diffusion, read_canvases
 from training.pretrain_settings import PretrainConfig
 from training.settings import RunConfig
+from training.shapes import shapes_table
 from training.tokenizer import PictureTokenizer
 from udr.config import StrictConfig, load_config
 from udr.errors import ConfigError
@@ -106,11 +109,16 @@ def test_a_bundled_run_parses_and_its_tasks_are_known(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", PRETRAIN, ids=[p.stem for p in PRETRAIN])
-def test_a_bundled_pre_training_could_be_started(path: Path) -> None:
+def test_a_bundled_pre_training_could_be_started(path: Path, tmp_path: Path) -> None:
     config = load_config(PretrainConfig, path)
     assert config.method == path.stem.removesuffix("_paper")
     if config.method in ("cross_modal", "labels"):  # whose networks are made for the material
         build_backbone(config.backbone, config.size)
+        return
+    if config.method == "diffusion":  # it has no encoder's backbone
+        shapes_table(tmp_path / "shapes.parquet")
+        canvases = read_canvases(config, read_captioned(tmp_path / "shapes.parquet"))
+        assert build_diffusion(config, canvases)[0].backbone.unet.config.sample_size * 4 == config.size
         return
     assert build_method(config, PictureTokenizer(config.cim.codes)).backbone.size == config.size
 
