@@ -1,4 +1,4 @@
-"""Pre-train an image encoder from unlabelled pictures, or a video encoder from videos: `udr pretrain`.
+"""Pre-train an encoder of pictures or videos, of several modalities, or of two styles: `udr pretrain`.
 
 ::
 
@@ -6,7 +6,7 @@
     OUT/pictures/          the pictures as one array; OUT/videos/ the videos
     OUT/tokenizer.pt       CIM's, once it is trained
     OUT/metrics.jsonl      losses and the online probe, drawn in OUT/metrics.png
-    OUT/samples.png        CIM's: held-out pictures, corrupted and restored
+    OUT/samples.png        CIM's and DRIT's: held-out pictures, corrupted and restored, or in the other style
     OUT/encoder/           the finished encoder
 """
 
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from embed.backbones import Backbone, build_backbone
 from embed.image import save_backbone
+from embed.translation import load_translator
 from embed.video import save_video_backbone
 from embed.video_backbones import VideoBackbone, build_video_backbone
 from training.augment import build_views
@@ -39,10 +40,12 @@ from training.pictures import Pictures, prepare_pictures
 from training.plots import plot_metrics
 from training.pretrain_cross_modal import train_cross_modal
 from training.pretrain_settings import LoopSettings, PretrainConfig
+from training.pretrain_translation import train_translation
 from training.pretrain_videos import read_videos
 from training.run import Report, silent
 from training.samples import draw_samples
 from training.tokenizer import PictureTokenizer
+from training.translated_views import TranslatedViews
 from udr.artifacts import replacing, write_atomically
 from udr.config import load_config
 from udr.devices import choose_device
@@ -52,6 +55,7 @@ from udr.errors import ArtifactError, ConfigError, MissingDependencyError
 __all__ = ["build_method", "join_processes", "pretrain", "train_tokenizer"]
 
 
+OF_THEIR_OWN = {"cross_modal": train_cross_modal, "drit": train_translation}  # what they read is no set of pictures
 VIEWS = {"simclr": "simclr_small", "densecl": "moco_v2_small", "mec": "moco_v3_small", "cim": "beit_small"}
 
 
@@ -78,6 +82,7 @@ def build_method(config: PretrainConfig, tokenizer: PictureTokenizer | None = No
     Raises:
         ConfigError: CIM without a tokenizer.
         UnknownNameError: no such backbone or augmentation.
+        ArtifactError: no such translator.
     """
     torch.manual_seed(config.seed)
     if config.method == "stor":
@@ -86,6 +91,8 @@ def build_method(config: PretrainConfig, tokenizer: PictureTokenizer | None = No
     backbone = build_backbone(config.backbone, config.size)
     preset, wanted = config.views or VIEWS[config.method], 1 if config.method == "cim" else 2
     views = build_views(preset, config.size)
+    if config.translator:
+        views = TranslatedViews(views, load_translator(config.translator), config.translated)
     if len(views.pipelines) != wanted:
         raise ConfigError(
             f"views: {preset} makes {len(views.pipelines)} of each picture, {config.method} takes {wanted}"
@@ -124,8 +131,8 @@ def pretrain(config: PretrainConfig, device: str = "auto", report: Report = sile
     everyone.wait_for_everyone()
     if finished:
         return folder
-    if config.method == "cross_modal":
-        train_cross_modal(config, folder, device, report)
+    if config.method in OF_THEIR_OWN:
+        OF_THEIR_OWN[config.method](config, folder, device, report)
         (config.out / "checkpoint").unlink(missing_ok=True)
         return folder
     # what cannot be built is told before pictures are read and a tokenizer is trained
