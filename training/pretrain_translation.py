@@ -27,7 +27,7 @@ from udr.errors import ConfigError, MissingDependencyError
 
 __all__ = ["TranslationProbe", "build_drit", "train_translation"]
 
-PROBED = 200  # pictures of each style that the online probe looks at
+PROBED = 100  # pictures of each style that the online probe looks at
 SHOWN, DRAWS = 8, 4  # rows of the sheet, and attributes that are drawn for each
 OF_NET = ("width", "blocks", "attribute_blocks", "attributes")
 OF_DATA = ("other", "styles")
