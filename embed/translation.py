@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,7 +60,7 @@ class Translator:
 
     def contents(self, pixels: NDArray[np.uint8]) -> FloatArray:
         """What pictures show whatever their style, of length 1, float32 (n, d): what is not its style's mean."""
-        return self._vectors(pixels, _content_vectors, self.net.content_mean[0].numel())
+        return self._vectors(pixels, _content_vectors, self.net.content_mean.shape[1])
 
     def attributes(self, pixels: NDArray[np.uint8]) -> FloatArray:
         """What both encoders read of pictures' styles, standardised and of length 1, float32 (n, d)."""
@@ -76,7 +76,7 @@ class Translator:
         made = [np.empty((0, 3, self.size, self.size), np.uint8)]
         for start, part in zip(range(0, len(pixels), AT_ONCE), self._parts(pixels), strict=True):
             own = torch.from_numpy(np.asarray(attributes[start : start + AT_ONCE], np.float32)).to(part.device)
-            pictures = self.net.pictures(_contents_of(self.net, part), own, style)
+            pictures = self.net.pictures(_by_style(self.net, part, self.net.contents), own, style)
             made.append(((pictures.float() + 1) * 127.5).round().clamp(0, 255).byte().cpu().numpy())
         return np.concatenate(made)
 
@@ -96,18 +96,16 @@ def _styles_of(net: TranslationNet, pictures: Tensor) -> Tensor:
     return (told > 0).long()
 
 
-def _contents_of(net: TranslationNet, pictures: Tensor) -> Tensor:
-    """Contents, each by the encoder of the style that the picture looks to be of."""
+def _by_style(net: TranslationNet, pictures: Tensor, read: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """What `read` gives of each picture by the encoder of the style that it looks to be of."""
     styles = _styles_of(net, pictures)
-    found = torch.empty(len(pictures), *net.content_mean.shape[1:], device=pictures.device)
-    for style in range(STYLES):
-        if bool((own := styles == style).any()):
-            found[own] = net.contents(pictures[own], style).float()
-    return found
+    rows = [torch.nonzero(styles == style)[:, 0] for style in range(STYLES)]
+    found = [read(pictures[own], style).float() for style, own in enumerate(rows) if len(own)]
+    return torch.cat(found)[torch.cat(rows).argsort()]
 
 
 def _content_vectors(net: TranslationNet, pictures: Tensor) -> Tensor:
-    return (_contents_of(net, pictures) - net.content_mean[_styles_of(net, pictures)]).flatten(1)
+    return _by_style(net, pictures, lambda own, style: net.pooled(own, style) - net.content_mean[style])
 
 
 def _attribute_vectors(net: TranslationNet, pictures: Tensor) -> Tensor:
@@ -129,7 +127,7 @@ def calibrate(net: TranslationNet, pixels: Sequence[NDArray[np.uint8]]) -> None:
     for style, own in enumerate(pixels):
         parts = [own[start : start + AT_ONCE] for start in range(0, len(own), AT_ONCE)]
         pictures = [torch.from_numpy(np.array(part)).to(net.device).float() / 127.5 - 1 for part in parts]
-        total = torch.stack([net.contents(part, style).float().sum(0) for part in pictures]).sum(0)
+        total = torch.stack([net.pooled(part, style).sum(0) for part in pictures]).sum(0)
         contents.append(total / len(own))
         attributes += [torch.cat([net.attribute_of(p, s)[0] for s in range(STYLES)], 1).float() for p in pictures]
         features.append(torch.cat([net.features(part).float() for part in pictures]))
@@ -155,7 +153,7 @@ class TranslatorEncoder:
     @property
     def dim(self) -> int:
         net = self.translator.net
-        return (net.content_mean[0] if self.reads == "content" else net.attribute_mean).numel()
+        return net.content_mean.shape[1] if self.reads == "content" else net.attribute_mean.numel()
 
     def encode_queries(self, queries: Sequence[Query], instruction: str = "") -> FloatArray:
         """Vectors of queries' pictures, float32 (n, d).

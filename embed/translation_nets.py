@@ -13,6 +13,7 @@ from udr.errors import ConfigError
 __all__ = ["AttributeNet", "ContentNet", "Generator", "TranslationNet"]
 
 STYLES = 2
+CELLS = 4  # of a side of contents in an index, whatever the size of pictures
 SLOPE = 0.01  # of leaky rectifiers
 
 
@@ -144,7 +145,7 @@ class TranslationNet(nn.Module):
         attributes: numbers that an attribute is.
     """
 
-    content_mean: Tensor  # (2, d, h, h) of each style's contents
+    content_mean: Tensor  # (2, 16·d) of each style's contents, as indexes hold them
     attribute_mean: Tensor  # (2·a,) of what both encoders read, and its spread
     attribute_spread: Tensor
     style_weight: Tensor  # (2·f,) and its bias: a line between the styles, above 0 for style 1
@@ -161,8 +162,8 @@ class TranslationNet(nn.Module):
         self.attribute = nn.ModuleList(AttributeNet(width, attribute_blocks, attributes) for _ in range(STYLES))
         self.generator_shared = _Residual(4 * width)
         self.generator = nn.ModuleList(Generator(width, blocks, attributes) for _ in range(STYLES))
-        side, features = size // 4, self.features(torch.zeros(1, 3, size, size)).shape[1]
-        self.register_buffer("content_mean", torch.zeros(STYLES, 4 * width, side, side))
+        features = self.features(torch.zeros(1, 3, size, size)).shape[1]
+        self.register_buffer("content_mean", torch.zeros(STYLES, 4 * width * CELLS * CELLS))
         self.register_buffer("attribute_mean", torch.zeros(STYLES * attributes))
         self.register_buffer("attribute_spread", torch.ones(STYLES * attributes))
         self.register_buffer("style_weight", torch.zeros(features))
@@ -176,6 +177,10 @@ class TranslationNet(nn.Module):
         """Content of pictures of a style, (n, 3, s, s) from -1 to 1 -> (n, 4·width, s/4, s/4); noisy in training."""
         cells: Tensor = self.content_shared(self.content[style](pictures))
         return cells + torch.randn_like(cells) if self.training else cells
+
+    def pooled(self, pictures: Tensor, style: int) -> Tensor:
+        """Content as indexes hold it, the means over 4 x 4 equal parts of the picture, (n, 16·4·width)."""
+        return F.adaptive_avg_pool2d(self.contents(pictures, style).float(), CELLS).flatten(1)
 
     def attribute_of(self, pictures: Tensor, style: int) -> tuple[Tensor, Tensor]:
         """Mean and logarithm of the variance of the attribute, (n, attributes) each, by a style's encoder."""

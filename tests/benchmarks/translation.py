@@ -86,7 +86,7 @@ def raw_contents(own: Translator, pixels: Pixels, style: int) -> FloatArray:
     """Content codes as the encoder of their own style gives them, nothing taken off."""
     with torch.inference_mode():
         part = torch.from_numpy(pixels).float() / 127.5 - 1
-        return own.net.contents(part, style).flatten(1).float().numpy()
+        return own.net.pooled(part, style).numpy()
 
 
 def style_accuracy(make: Callable[[Pixels, int], FloatArray], pixels: dict[str, list[Pixels]]) -> float:

@@ -18,13 +18,13 @@ from udr.errors import ArtifactError, ConfigError, DataError, FingerprintMismatc
 from udr.index import FlatIndex
 from udr.types import Encoder, Media, Query
 
-SHAPE = {"size": 16, "width": 4, "blocks": 1, "attribute_blocks": 2, "attributes": 3}
+SHAPE = {"size": 32, "width": 4, "blocks": 1, "attribute_blocks": 2, "attributes": 3}
 STYLES = ("dark", "light")
 
 
 def pictures(style: int, count: int = 12) -> np.ndarray:
     """Noise, dark or light."""
-    noise = np.random.default_rng(style).integers(0, 120, (count, 3, 16, 16))
+    noise = np.random.default_rng(style).integers(0, 120, (count, 3, 32, 32))
     return (noise + 130 * style).astype(np.uint8)
 
 
@@ -99,11 +99,13 @@ def test_styles_are_told_apart_and_their_means_are_taken_off_contents(net: Trans
     for style in (0, 1):
         np.testing.assert_array_equal(own.styles_of(pictures(style)), style)
         part = torch.from_numpy(pictures(style)).float() / 127.5 - 1
-        mean = net.contents(part, style).mean(0)
+        cells = net.contents(part, style)
+        by_hand = cells.view(12, 16, 4, 2, 4, 2).mean((3, 5)).flatten(1)  # 4 x 4 parts of 2 x 2 cells
+        mean = by_hand.mean(0)
         torch.testing.assert_close(net.content_mean[style], mean, atol=1e-5, rtol=1e-4)
         np.testing.assert_allclose(
             own.contents(pictures(style))[0],
-            torch.nn.functional.normalize((net.contents(part, style)[0] - mean).flatten(), dim=0).detach(),
+            torch.nn.functional.normalize(by_hand[0] - mean, dim=0).detach(),
             atol=1e-5,
         )
     read = TranslatorEncoder(own, "attribute").encode_pixels(np.concatenate([pictures(0), pictures(1)]))
@@ -113,7 +115,7 @@ def test_styles_are_told_apart_and_their_means_are_taken_off_contents(net: Trans
 def test_content_is_noisy_in_training_alone() -> None:
     torch.manual_seed(0)
     net = TranslationNet(**SHAPE)
-    part = torch.zeros(2, 3, 16, 16)
+    part = torch.zeros(2, 3, 32, 32)
     quiet = net.eval().contents(part, 0)
     torch.testing.assert_close(net.contents(part, 0), quiet)
     noise = net.train().contents(part, 0) - quiet
@@ -130,7 +132,7 @@ def test_a_translation_depends_on_its_attribute_and_is_the_same_alone(net: Trans
     alone = own.translate(pixels[69:], 1, attributes[69:])
     assert np.abs(alone[0].astype(int) - made[69]).max() <= 1
     assert (own.translate(pixels, 1, -attributes) != made).any()
-    assert own.translate(pixels[:0], 1, attributes[:0]).shape == (0, 3, 16, 16)
+    assert own.translate(pixels[:0], 1, attributes[:0]).shape == (0, 3, 32, 32)
     assert own.number_of("light") == 1
     with pytest.raises(UnknownNameError, match="light"):
         own.number_of("lightt")
