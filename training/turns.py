@@ -62,8 +62,11 @@ class Turns:
             optimizer.load_state_dict(state[name])
 
     def take(self, turns: Iterator[Turn], mixed: Callable[[], AbstractContextManager[object]]) -> dict[str, float]:
-        """Make each update, its forward pass within `mixed`; give the losses of all, `loss` as their sum."""
-        told: dict[str, float] = {"loss": 0.0}
+        """Make each update, its forward pass within `mixed`; give what the turns' losses are made of.
+
+        Their sums are not told: what one turn makes less another makes more, and steps may have other turns.
+        """
+        told: dict[str, float] = {}
         while True:
             with mixed():
                 turn = next(turns, None)
@@ -77,5 +80,4 @@ class Turns:
                     if group.get("clip"):
                         torch.nn.utils.clip_grad_norm_(group["params"], group["clip"])
                 self.optimizers[name].step()
-            for name, value in turn.losses.items():
-                told[name] = float(value.detach()) + (told["loss"] if name == "loss" else 0.0)
+            told |= {name: float(value.detach()) for name, value in turn.losses.items() if name != "loss"}
