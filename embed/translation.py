@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from embed.image import encode_pictures
 from embed.media import pixels_of
-from embed.translation_nets import STYLES, TranslationNet
+from embed.translation_nets import AXES, TranslationNet
 from udr.artifacts import fingerprint_files, read_json, replacing, write_json
 from udr.devices import choose_device
 from udr.errors import ArtifactError, UnknownNameError
@@ -27,7 +27,9 @@ __all__ = ["KIND", "Translator", "TranslatorEncoder", "calibrate", "load_transla
 KIND = "translation"  # of an encoder folder
 WEIGHTS = "model.safetensors"
 AT_ONCE = 64  # pictures in one forward pass
-RIDGE = 1e-3  # share of the mean variance that is added to every feature's
+FITTED = 5000  # pictures of a style that calibration looks at
+LEAST = 1e-3  # deviation along an axis of contents, a share of the greatest
+RIDGE = 1e-3  # share of its variance that is added to every statistic's
 Reads = Literal["content", "attribute"]
 
 
@@ -53,18 +55,13 @@ class Translator:
             raise UnknownNameError("style", style, self.styles)
         return self.styles.index(style)
 
-    def styles_of(self, pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """Of which style each picture looks to be, (n,)."""
-        found = [_styles_of(self.net, part).cpu().numpy() for part in self._parts(pixels)]
-        return np.concatenate(found) if found else np.empty(0, np.int64)
-
     def contents(self, pixels: NDArray[np.uint8]) -> FloatArray:
-        """What pictures show whatever their style, of length 1, float32 (n, d): what is not its style's mean."""
-        return self._vectors(pixels, _content_vectors, self.net.content_mean.shape[1])
+        """What pictures show whatever their style, of length 1, float32 (n, d)."""
+        return self._vectors(pixels, _content_vectors, AXES)
 
     def attributes(self, pixels: NDArray[np.uint8]) -> FloatArray:
-        """What both encoders read of pictures' styles, standardised and of length 1, float32 (n, d)."""
-        return self._vectors(pixels, _attribute_vectors, self.net.attribute_mean.numel())
+        """The style that pictures look to be of and, as much again, their attributes; of length 1, float32 (n, d)."""
+        return self._vectors(pixels, _attribute_vectors, self.net.attribute_mean.numel() + 1)
 
     def attributes_in(self, pixels: NDArray[np.uint8], style: int) -> FloatArray:
         """The attribute of each picture as the encoder of a style reads it, float32 (n, a): what a generator takes."""
@@ -72,11 +69,11 @@ class Translator:
         return np.concatenate(found) if found else np.empty((0, self.net.attributes), np.float32)
 
     def translate(self, pixels: NDArray[np.uint8], style: int, attributes: FloatArray) -> NDArray[np.uint8]:
-        """The same contents in a style with attributes (n, a), pixels as they were given."""
+        """Pictures of the other style in this one, with attributes (n, a); uint8, as they were given."""
         made = [np.empty((0, 3, self.size, self.size), np.uint8)]
         for start, part in zip(range(0, len(pixels), AT_ONCE), self._parts(pixels), strict=True):
             own = torch.from_numpy(np.asarray(attributes[start : start + AT_ONCE], np.float32)).to(part.device)
-            pictures = self.net.pictures(_by_style(self.net, part, self.net.contents), own, style)
+            pictures = self.net.pictures(self.net.contents(part, 1 - style), own, style)
             made.append(((pictures.float() + 1) * 127.5).round().clamp(0, 255).byte().cpu().numpy())
         return np.concatenate(made)
 
@@ -87,60 +84,71 @@ class Translator:
     def _parts(self, pixels: NDArray[np.uint8]) -> Iterator[Tensor]:
         with torch.inference_mode():
             for start in range(0, len(pixels), AT_ONCE):
-                part = torch.from_numpy(np.array(pixels[start : start + AT_ONCE])).to(self.net.device)
-                yield part.float() / 127.5 - 1
-
-
-def _styles_of(net: TranslationNet, pictures: Tensor) -> Tensor:
-    told: Tensor = net.features(pictures) @ net.style_weight + net.style_bias
-    return (told > 0).long()
-
-
-def _by_style(net: TranslationNet, pictures: Tensor, read: Callable[[Tensor, int], Tensor]) -> Tensor:
-    """What `read` gives of each picture by the encoder of the style that it looks to be of."""
-    styles = _styles_of(net, pictures)
-    rows = [torch.nonzero(styles == style)[:, 0] for style in range(STYLES)]
-    found = [read(pictures[own], style).float() for style, own in enumerate(rows) if len(own)]
-    return torch.cat(found)[torch.cat(rows).argsort()]
+                yield _pictures(self.net, pixels[start : start + AT_ONCE])
 
 
 def _content_vectors(net: TranslationNet, pictures: Tensor) -> Tensor:
-    return _by_style(net, pictures, lambda own, style: net.pooled(own, style) - net.content_mean[style])
+    return (net.pooled(pictures) - net.content_mean) @ net.content_axes
 
 
 def _attribute_vectors(net: TranslationNet, pictures: Tensor) -> Tensor:
-    read = torch.cat([net.attribute_of(pictures, style)[0] for style in range(STYLES)], 1)
-    return (read - net.attribute_mean) / net.attribute_spread
+    read = F.normalize((net.attributes_of(pictures) - net.attribute_mean) / net.attribute_spread, dim=1)
+    side = (net.statistics(pictures) @ net.style_weight + net.style_bias).clamp(-1, 1)
+    return torch.cat([read, side[:, None]], 1)
 
 
 @torch.no_grad()
 def calibrate(net: TranslationNet, pixels: Sequence[NDArray[np.uint8]]) -> None:
-    """Set what indexes need, from pictures (n, 3, s, s) of each style: means, and a line between the styles.
+    """Set what indexes need, from pictures (n, 3, s, s) of each style, of which the first `FITTED` count.
 
-    Each style's mean is taken off contents: a linear classifier cannot tell two classes of the same mean (Belrose et
-    al. 2023, "LEACE: Perfect linear concept erasure in closed form", arXiv 2306.03819), so nothing linear is left of
-    the style in the pictures that it is taken from. The line is Fisher's discriminant of what attribute encoders see.
+    Contents: the line between the two styles' means is taken away, for a linear classifier cannot tell two classes of
+    the same mean (Belrose et al. 2023, "LEACE: Perfect linear concept erasure in closed form", arXiv 2306.03819), so
+    that nothing linear is left of the style where it was learnt. What is left is seen along its principal axes, each
+    divided by the root of its deviation, so that a few strong ones do not decide alone.
+    Attributes: means and deviations, and between the styles Fisher's line, over the layers' statistics.
     """
     was_training = net.training
     net.eval()
-    contents, attributes, features = [], [], []
-    for style, own in enumerate(pixels):
-        parts = [own[start : start + AT_ONCE] for start in range(0, len(own), AT_ONCE)]
-        pictures = [torch.from_numpy(np.array(part)).to(net.device).float() / 127.5 - 1 for part in parts]
-        total = torch.stack([net.pooled(part, style).sum(0) for part in pictures]).sum(0)
-        contents.append(total / len(own))
-        attributes += [torch.cat([net.attribute_of(p, s)[0] for s in range(STYLES)], 1).float() for p in pictures]
-        features.append(torch.cat([net.features(part).float() for part in pictures]))
-    read = torch.cat(attributes)
-    net.content_mean.copy_(torch.stack(contents))
+    parts = [
+        [_pictures(net, own[s : min(FITTED, s + AT_ONCE)]) for s in range(0, len(own[:FITTED]), AT_ONCE)]
+        for own in pixels
+    ]
+    contents = [torch.cat([net.pooled(part) for part in own]) for own in parts]
+    _set_contents(net, contents)
+    read = torch.cat([net.attributes_of(part) for own in parts for part in own])
     net.attribute_mean.copy_(read.mean(0))
     net.attribute_spread.copy_(read.std(0) + 1e-6)
-    means = [x.mean(0) for x in features]
-    within = torch.stack([(x - m).T @ (x - m) / len(x) for x, m in zip(features, means, strict=True)]).mean(0)
-    within += RIDGE * within.diagonal().mean() * torch.eye(len(within), device=within.device)
-    net.style_weight.copy_(torch.linalg.solve(within, means[1] - means[0]))
-    net.style_bias.fill_(float(-(means[0] + means[1]) @ net.style_weight / 2))
+    _set_styles(net, [torch.cat([net.statistics(part) for part in own]) for own in parts])
     net.train(was_training)
+
+
+def _set_contents(net: TranslationNet, contents: Sequence[Tensor]) -> None:
+    means = [x.mean(0) for x in contents]
+    between = F.normalize(means[1] - means[0], dim=0)
+    middle = (means[0] + means[1]) / 2
+    left = torch.cat(list(contents)) - middle
+    left = left - (left @ between)[:, None] * between
+    with torch.random.fork_rng(devices=[left.device] if left.is_cuda else []):
+        torch.manual_seed(0)
+        _, scales, axes = torch.svd_lowrank(left, q=min(AXES, *left.shape), niter=4)
+    net.content_mean.copy_(middle)
+    net.content_axes.zero_()
+    kept = scales > LEAST * scales[0]  # behind the last real axis there is nothing but rounding
+    net.content_axes[:, : int(kept.sum())] = axes[:, kept] / (scales[kept] / scales[0]).sqrt()
+
+
+def _set_styles(net: TranslationNet, statistics: Sequence[Tensor]) -> None:
+    means = [x.mean(0) for x in statistics]
+    within = torch.stack([(x - m).T @ (x - m) / len(x) for x, m in zip(statistics, means, strict=True)]).mean(0)
+    within += torch.diag(RIDGE * within.diagonal() + 1e-8)
+    weight = torch.linalg.solve(within, means[1] - means[0])
+    apart = ((means[1] - means[0]) @ weight).clamp(min=1e-12)
+    net.style_weight.copy_(2 * weight / apart)
+    net.style_bias.copy_(-(means[0] + means[1]) @ weight / apart)
+
+
+def _pictures(net: TranslationNet, pixels: NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(np.array(pixels)).to(net.device).float() / 127.5 - 1
 
 
 class TranslatorEncoder:
@@ -152,8 +160,7 @@ class TranslatorEncoder:
 
     @property
     def dim(self) -> int:
-        net = self.translator.net
-        return net.content_mean.shape[1] if self.reads == "content" else net.attribute_mean.numel()
+        return AXES if self.reads == "content" else self.translator.net.attribute_mean.numel() + 1
 
     def encode_queries(self, queries: Sequence[Query], instruction: str = "") -> FloatArray:
         """Vectors of queries' pictures, float32 (n, d).

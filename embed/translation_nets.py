@@ -13,7 +13,8 @@ from udr.errors import ConfigError
 __all__ = ["AttributeNet", "ContentNet", "Generator", "TranslationNet"]
 
 STYLES = 2
-CELLS = 4  # of a side of contents in an index, whatever the size of pictures
+CELLS = 8  # of a side of contents in an index, whatever the size of pictures
+AXES = 256  # numbers of a content's vector in an index
 SLOPE = 0.01  # of leaky rectifiers
 
 
@@ -86,13 +87,17 @@ class AttributeNet(nn.Module):
         self.body = nn.Sequential(*layers, nn.LeakyReLU(SLOPE))
         self.mean, self.log_variance = nn.Linear(widths[-1], attributes), nn.Linear(widths[-1], attributes)
 
-    def features(self, pictures: Tensor) -> Tensor:
-        """What both are read from, (n, d)."""
-        cells: Tensor = self.body(pictures)
-        return cells.mean((2, 3))
+    def statistics(self, pictures: Tensor) -> Tensor:
+        """Means and deviations over the cells of every layer, (n, s): texture, whatever lies where."""
+        found, cells = [], pictures
+        for layer in self.body:
+            cells = layer(cells)
+            found += [cells.mean((2, 3)), cells.flatten(2).std(2, correction=0)]
+        return torch.cat(found, 1)
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        found = self.features(pictures)
+        cells: Tensor = self.body(pictures)
+        found = cells.mean((2, 3))
         return self.mean(found), self.log_variance(found)
 
 
@@ -145,10 +150,11 @@ class TranslationNet(nn.Module):
         attributes: numbers that an attribute is.
     """
 
-    content_mean: Tensor  # (2, 16·d) of each style's contents, as indexes hold them
+    content_mean: Tensor  # (d,) of pooled contents, and the axes (d, AXES) that indexes see them along
+    content_axes: Tensor
     attribute_mean: Tensor  # (2·a,) of what both encoders read, and its spread
     attribute_spread: Tensor
-    style_weight: Tensor  # (2·f,) and its bias: a line between the styles, above 0 for style 1
+    style_weight: Tensor  # (s,) and its bias: a line between the styles, -1 and 1 at their means
     style_bias: Tensor
 
     def __init__(self, size: int, width: int, blocks: int, attribute_blocks: int, attributes: int) -> None:
@@ -162,11 +168,12 @@ class TranslationNet(nn.Module):
         self.attribute = nn.ModuleList(AttributeNet(width, attribute_blocks, attributes) for _ in range(STYLES))
         self.generator_shared = _Residual(4 * width)
         self.generator = nn.ModuleList(Generator(width, blocks, attributes) for _ in range(STYLES))
-        features = self.features(torch.zeros(1, 3, size, size)).shape[1]
-        self.register_buffer("content_mean", torch.zeros(STYLES, 4 * width * CELLS * CELLS))
+        cells, texture = 4 * width * CELLS * CELLS, self.statistics(torch.zeros(1, 3, size, size)).shape[1]
+        self.register_buffer("content_mean", torch.zeros(cells))
+        self.register_buffer("content_axes", torch.zeros(cells, AXES))
         self.register_buffer("attribute_mean", torch.zeros(STYLES * attributes))
         self.register_buffer("attribute_spread", torch.ones(STYLES * attributes))
-        self.register_buffer("style_weight", torch.zeros(features))
+        self.register_buffer("style_weight", torch.zeros(texture))
         self.register_buffer("style_bias", torch.zeros(1))
 
     @property
@@ -178,18 +185,23 @@ class TranslationNet(nn.Module):
         cells: Tensor = self.content_shared(self.content[style](pictures))
         return cells + torch.randn_like(cells) if self.training else cells
 
-    def pooled(self, pictures: Tensor, style: int) -> Tensor:
-        """Content as indexes hold it, the means over 4 x 4 equal parts of the picture, (n, 16·4·width)."""
-        return F.adaptive_avg_pool2d(self.contents(pictures, style).float(), CELLS).flatten(1)
+    def pooled(self, pictures: Tensor) -> Tensor:
+        """Contents of pictures of any style, by both encoders together: means over 8 x 8 equal parts, (n, d)."""
+        cells = self.contents(pictures, 0).float() + self.contents(pictures, 1).float()
+        return F.adaptive_avg_pool2d(cells, CELLS).flatten(1)
 
     def attribute_of(self, pictures: Tensor, style: int) -> tuple[Tensor, Tensor]:
         """Mean and logarithm of the variance of the attribute, (n, attributes) each, by a style's encoder."""
         found: tuple[Tensor, Tensor] = self.attribute[style](pictures)
         return found
 
-    def features(self, pictures: Tensor) -> Tensor:
-        """What both attribute encoders see in pictures of any style, side by side, (n, 2·d)."""
-        return torch.cat([one.features(pictures) for one in self.attribute], 1)  # type: ignore[operator]
+    def attributes_of(self, pictures: Tensor) -> Tensor:
+        """Means of attributes of pictures of any style, by both encoders side by side, (n, 2·attributes)."""
+        return torch.cat([self.attribute_of(pictures, style)[0].float() for style in range(STYLES)], 1)
+
+    def statistics(self, pictures: Tensor) -> Tensor:
+        """What the layers of both attribute encoders see in pictures of any style, (n, s)."""
+        return torch.cat([one.statistics(pictures).float() for one in self.attribute], 1)  # type: ignore[operator]
 
     def pictures(self, content: Tensor, attributes: Tensor, style: int) -> Tensor:
         """Pictures in a style, (n, 3, s, s) from -1 to 1."""

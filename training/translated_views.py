@@ -16,10 +16,13 @@ from udr.errors import ConfigError
 __all__ = ["TranslatedViews"]
 
 
+OURS = ("translated", "style", "attribute")  # numbers that are drawn beside a view's
+
+
 class TranslatedViews(Views):
     """Views, a share of which is made of the translated picture: its style is no longer what two views share.
 
-    Each picture becomes one of the style that it does not look to be of, with an attribute that is drawn.
+    Into which of the two styles, and with which attribute, is drawn for each picture.
 
     Args:
         views: what is made of pictures and of translated ones.
@@ -34,10 +37,11 @@ class TranslatedViews(Views):
         self.translator, self.share = translator, share
 
     def draw(self, count: int, generator: torch.Generator | None = None) -> list[Drawn]:
-        """As `Views`, with which pictures are translated (n,) and their attributes (n, a)."""
+        """As `Views`, with which pictures are translated (n,), into which style, and their attributes (n, a)."""
         tables = super().draw(count, generator)
         for table in tables:
             table["translated"] = torch.rand(count, generator=generator) < self.share
+            table["style"] = torch.randint(2, (count,), generator=generator)
             table["attribute"] = torch.randn(count, self.translator.net.attributes, generator=generator)
         return tables
 
@@ -45,20 +49,19 @@ class TranslatedViews(Views):
         """As `Views`, of pictures that are uint8 or from 0 to 1."""
         with in_full(pictures), torch.no_grad():
             whole = pictures if pictures.dtype == torch.uint8 else (pictures * 255).round().byte()
-            pixels = whole.cpu().numpy()
-            styles = self.translator.styles_of(pixels)
             found = []
             for view, own in zip(self.pipelines, drawn, strict=True):
-                rest = {name: value for name, value in own.items() if name not in ("translated", "attribute")}
-                found.append(view.see(self._seen(whole, pixels, styles, own), rest))
+                rest = {name: value for name, value in own.items() if name not in OURS}
+                found.append(view.see(self._seen(whole, own), rest))
             return tuple(found)
 
-    def _seen(self, whole: Tensor, pixels: np.ndarray, styles: np.ndarray, own: Drawn) -> Tensor:
-        chosen, attributes = own["translated"].cpu().numpy(), own["attribute"].cpu().numpy()
+    def _seen(self, whole: Tensor, own: Drawn) -> Tensor:
+        chosen, styles, attributes = (own[name].cpu().numpy() for name in OURS)
         seen = whole.clone()
         for style in (0, 1):
-            rows = np.flatnonzero(chosen & (styles != style))
+            rows = np.flatnonzero(chosen & (styles == style))
             if len(rows):
-                made = torch.from_numpy(self.translator.translate(pixels[rows], style, attributes[rows]))
+                pixels = whole[torch.from_numpy(rows).to(whole.device)].cpu().numpy()
+                made = torch.from_numpy(self.translator.translate(pixels, style, attributes[rows]))
                 seen[torch.from_numpy(rows).to(whole.device)] = made.to(whole.device)
         return seen

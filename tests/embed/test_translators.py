@@ -94,22 +94,36 @@ def test_what_is_saved_is_what_is_opened_and_damage_is_told(net: TranslationNet,
         load_translator(folder, "cpu")
 
 
-def test_styles_are_told_apart_and_their_means_are_taken_off_contents(net: TranslationNet) -> None:
+def test_the_line_between_the_styles_means_is_taken_off_contents(net: TranslationNet) -> None:
     own = Translator(net, STYLES, "")
+    raw, indexed = [], []
     for style in (0, 1):
-        np.testing.assert_array_equal(own.styles_of(pictures(style)), style)
         part = torch.from_numpy(pictures(style)).float() / 127.5 - 1
-        cells = net.contents(part, style)
-        by_hand = cells.view(12, 16, 4, 2, 4, 2).mean((3, 5)).flatten(1)  # 4 x 4 parts of 2 x 2 cells
-        mean = by_hand.mean(0)
-        torch.testing.assert_close(net.content_mean[style], mean, atol=1e-5, rtol=1e-4)
-        np.testing.assert_allclose(
-            own.contents(pictures(style))[0],
-            torch.nn.functional.normalize(by_hand[0] - mean, dim=0).detach(),
-            atol=1e-5,
-        )
+        cells = net.eval().contents(part, 0) + net.contents(part, 1)
+        torch.testing.assert_close(net.pooled(part), cells.view(12, 16, 8, 8).flatten(1), atol=1e-5, rtol=1e-4)
+        raw.append((net.pooled(part) - net.content_mean).detach())
+        indexed.append(raw[-1] @ net.content_axes)
+        unit = torch.nn.functional.normalize(indexed[-1], dim=1)
+        np.testing.assert_allclose(own.contents(pictures(style)), unit, atol=1e-5)
+    between = raw[1].mean(0) - raw[0].mean(0)
+    assert between.norm() > 0.1
+    assert (indexed[1].mean(0) - indexed[0].mean(0)).norm() < 1e-3 * between.norm()
+    # nothing else is lost: there are as many axes as pictures, and distances along them are those without the line
+    line = between / between.norm()
+    left = torch.cat([x - (x @ line)[:, None] * line for x in raw])
+    kept = net.content_axes[:, :22] / net.content_axes[:, :22].norm(dim=0)
+    torch.testing.assert_close((left @ kept).norm(dim=1), left.norm(dim=1), rtol=0.02, atol=1e-3)
+
+
+def test_attributes_tell_which_style_a_picture_looks_to_be_of(net: TranslationNet) -> None:
+    own = Translator(net, STYLES, "")
+    for style, sign in ((0, -1), (1, 1)):
+        part = torch.from_numpy(pictures(style)).float() / 127.5 - 1
+        side = net.statistics(part) @ net.style_weight + net.style_bias
+        assert side.mean().item() == pytest.approx(sign, abs=1e-2)
+        assert (np.sign(own.attributes(pictures(style))[:, -1]) == sign).all()
     read = TranslatorEncoder(own, "attribute").encode_pixels(np.concatenate([pictures(0), pictures(1)]))
-    assert (read[:12] @ read[:12].T).mean() > (read[:12] @ read[12:].T).mean()
+    assert (read[:12] @ read[:12].T).min() > (read[:12] @ read[12:].T).max()
 
 
 def test_content_is_noisy_in_training_alone() -> None:
