@@ -2,12 +2,14 @@ r"""Translation between Google's and Twitter's emoji, learnt unpaired and scored
 
     udr data styles --out runs/styles
     python -m tests.benchmarks.translation run data=runs/styles out=runs/drit [seeds=0] [name=32] [KEY=VALUE ...]
+    python -m tests.benchmarks.translation score data=runs/styles run=runs/drit/0 [name=32]
     python -m tests.benchmarks.translation augment data=runs/styles out=runs/drit translator=runs/drit/0/encoder \
         [seeds=0] [epochs=40] [share=0.5]
 
 run      trains (run it again to go on), and asks of unseen emoji: is the pair found, by pixels, by the pixels of the
          translation, by the content's vector; what a linear classifier reads of the style; how far two draws differ.
          Further KEY=VALUE are settings of the pre-training.
+score    the same of a run as far as it is, unfinished ones by their last checkpoint.
 augment  SimCLR on both styles, with views of translated pictures and without, one after the other.
 Results: results/translation_NAME.json with every gate and whether it is passed, and results/translation_augment.json.
 """
@@ -144,34 +146,59 @@ def gates(pixels: dict[str, Any], found: dict[str, Any]) -> dict[str, bool]:
 
 
 def run(data: str, out: str, seeds: str = "0", name: str = "32", **more: str) -> None:
-    runs = []
+    rows = []
     for seed in seeds.split(","):
         given = [f"data={data}/google.parquet", f"drit.other={data}/twitter.parquet", f"out={out}/{seed}"]
         given += [f"seed={seed}", *(f"{key}={value}" for key, value in more.items())]
         config = load_config(PretrainConfig, CONFIGS / "drit.yaml", given)
-        pixels = read(Path(data), config.out, config.size)
-        raw = both_ways(lambda i, p=pixels: (p["test"][i], p["test"][1 - i]))  # type: ignore[misc]
-        print("pixels", raw, flush=True)
         with reporting(Console(stderr=True)) as report:
-            own = load_translator(pretrain(config, "cpu", report), "cpu")
-        untrained = build_drit(config).net
-        calibrate(untrained, pixels["train"])
+            pretrain(config, "cpu", report)
+        rows.append(row_of(config, Path(data)))
+    _write(config, name, rows)
+
+
+def score(data: str, run: str, name: str = "32") -> None:
+    config = load_config(PretrainConfig, Path(run) / "config.yaml")
+    _write(config, name, [row_of(config, Path(data))])
+
+
+def row_of(config: PretrainConfig, data: Path) -> dict[str, Any]:
+    """What a run is worth, by its encoder or, before it is finished, by its checkpoint."""
+    pixels = read(data, config.out, config.size)
+    asked, means = pixels["test"], [part.mean(0, dtype=np.float32) for part in pixels["train"]]
+    raw = both_ways(lambda i: (asked[i], asked[1 - i]))
+    untrained = build_drit(config).net
+    calibrate(untrained, pixels["train"])
+    before = Translator(untrained, STYLES, "")
+    row: dict[str, Any] = {"seed": config.seed}
+    if (config.out / "encoder" / "encoder.json").is_file():
+        own = load_translator(config.out / "encoder", "cpu")
         lines = [json.loads(line) for line in (config.out / "metrics.jsonl").read_text().splitlines()]
-        row = {
-            "seed": int(seed),
-            "steps": lines[-1]["step"] + 1,
-            "seconds": seconds(lines, config.loop.batch),
-            "pictures": {split: len(parts[0]) for split, parts in pixels.items()},
-            "pixels": raw,
-            "untrained": {"content": scored(Translator(untrained, STYLES, ""), pixels)["content"]},
-            **scored(own, pixels),
-        }
-        row["gates"] = gates(raw, row)
-        print(json.dumps(row, indent=1), flush=True)
-        runs.append(row)
+        row["of_steps"] = lines[-1]["step"] + 1
+    else:
+        state, method = torch.load(config.out / "checkpoint", weights_only=True), build_drit(config)
+        method.load_state_dict(state["method"])
+        calibrate(method.net, pixels["train"])
+        own, lines = Translator(method.net, STYLES, ""), json.loads(state["lines"])
+        row["of_steps"] = state["steps"]
+    row |= {
+        "steps": lines[-1]["step"] + 1,
+        "seconds": seconds(lines, config.loop.batch),
+        "pictures": {split: len(parts[0]) for split, parts in pixels.items()},
+        "pixels": raw,
+        "pixels less their style's mean": both_ways(lambda i: (asked[i] - means[i], asked[1 - i] - means[1 - i])),
+        "untrained": {"content": both_ways(lambda i: (before.contents(asked[i]), before.contents(asked[1 - i])))},
+        **scored(own, pixels),
+    }
+    row["gates"] = gates(raw, row)
+    print(json.dumps(row, indent=1), flush=True)
+    return row
+
+
+def _write(config: PretrainConfig, name: str, rows: list[dict[str, Any]]) -> None:
     settings = {"size": config.size, "loop": config.loop.model_dump(mode="json")}
     settings |= {"drit": config.drit.model_dump(mode="json", exclude={"other"})}
-    write_result(f"translation_{name}", {"settings": settings, "runs": runs})
+    write_result(f"translation_{name}", {"settings": settings, "runs": rows})
 
 
 def seconds(lines: list[dict[str, Any]], batch: int) -> int:
@@ -212,4 +239,4 @@ def _of_backbone(backbone: Any, pixels: dict[str, list[Pixels]]) -> dict[str, An
 if __name__ == "__main__":
     hush_transformers()
     command, given = sys.argv[1], dict(word.split("=", 1) for word in sys.argv[2:])
-    {"run": run, "augment": augment}[command](**given)
+    {"run": run, "score": score, "augment": augment}[command](**given)
