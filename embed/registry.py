@@ -1,5 +1,6 @@
 """Encoders by address: `artifact:FOLDER` is ours, `hf:NAME` a vision model of transformers, `st:NAME` a sentence-
-transformers model, of text, pictures, or both."""
+transformers model, of text, pictures, or both. A translator's folder is two encoders: `content:FOLDER` finds the same
+thing in any style, `attribute:FOLDER` the same style."""
 
 from __future__ import annotations
 
@@ -31,9 +32,23 @@ def _artifact(name: str, device: str) -> Encoder:
         from embed.cross_modal import load_cross_modal
 
         return load_cross_modal(path, device)
+    if kind == "translation":
+        raise ConfigError(f"{path} is a translator; its encoders are content:{path} and attribute:{path}")
     from udr.encoder import load_encoder
 
     return load_encoder(path, device)
+
+
+def _content(name: str, device: str) -> Encoder:
+    from embed.translation import TranslatorEncoder, load_translator
+
+    return TranslatorEncoder(load_translator(Path(name), device), "content")
+
+
+def _attribute(name: str, device: str) -> Encoder:
+    from embed.translation import TranslatorEncoder, load_translator
+
+    return TranslatorEncoder(load_translator(Path(name), device), "attribute")
 
 
 def _vision_model(name: str, device: str) -> Encoder:
@@ -50,6 +65,8 @@ def _sentence_transformer(name: str, device: str) -> Encoder:
 
 KINDS: dict[str, Callable[[str, str], Encoder]] = {
     "artifact": _artifact,
+    "content": _content,
+    "attribute": _attribute,
     "hf": _vision_model,
     "st": _sentence_transformer,
 }

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 import structlog
 
-from embed.registry import KINDS, open_encoder
+from embed.registry import KINDS, artifact_kind, open_encoder
 from udr.artifacts import read_json
 from udr.errors import ArtifactError, UDRError, UnknownNameError
 from udr.fakes import FakeEncoder
@@ -109,10 +109,11 @@ class Retrievers:
         for name, folder in folders.items():
             if not (folder / "encoder" / "encoder.json").is_file():
                 raise ArtifactError(f"retriever {name!r}: {folder}: not a retriever folder (no encoder/)")
-            self._makers[name] = partial(_load_folder, folder / "encoder")
+            self._makers |= _makers_of(name, folder / "encoder")
         self._folders = dict(folders)
         # those of pictures read a demonstration's picture, whatever the task
-        self._of_pictures = {n for n, f in folders.items() if "kind" in read_json(f / "encoder" / "encoder.json")}
+        of_pictures = {n: f for n, f in folders.items() if "kind" in read_json(f / "encoder" / "encoder.json")}
+        self._of_pictures = {made for n, f in of_pictures.items() for made in _makers_of(n, f / "encoder")}
         self._precision = precision
         self._loaded: dict[str, _Loaded] = {}
         self._loading = threading.Lock()
@@ -209,6 +210,13 @@ def _build(name: str) -> Encoder:
 
 def _load_folder(folder: Path) -> Encoder:
     return open_encoder(f"artifact:{folder}")
+
+
+def _makers_of(name: str, encoder: Path) -> dict[str, Callable[[], Encoder]]:
+    """What a folder's encoder is called, and what makes it; a translator is two: NAME-content and NAME-attribute."""
+    if artifact_kind(f"artifact:{encoder}") == "translation":
+        return {f"{name}-{reads}": partial(open_encoder, f"{reads}:{encoder}") for reads in ("content", "attribute")}
+    return {name: partial(_load_folder, encoder)}
 
 
 def _with_onnx(encoder: Encoder, precision: Precision) -> _Loaded:

@@ -191,6 +191,20 @@ def data_shapes(out: Annotated[Path, typer.Option(metavar="FILE.parquet", help="
     typer.echo(f"{out}: {shapes_table(out)} pictures")
 
 
+@data_app.command("styles")
+def data_styles(
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for google.parquet and twitter.parquet.")],
+    cache: Annotated[Path | None, typer.Option(help="Folder for npm's packages; default: OUT/.cache.")] = None,
+) -> None:
+    """Fetch Google's and Twitter's emoji (npm, 136 MB): a table a style, the same emoji of both in split test."""
+    from training.emoji import STYLES, fetch_emoji
+    from training.picture_tables import style_tables
+
+    archives = {style: fetch_emoji(cache or out / ".cache", style) for style in STYLES}
+    for path, rows in style_tables(archives, out).items():
+        typer.echo(f"{path}: {rows} pictures")
+
+
 @lm_app.command("convert")
 def lm_convert(gguf: Path, out: Path) -> None:
     """Turn a GGUF file into a local folder that transformers loads."""

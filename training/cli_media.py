@@ -1,4 +1,5 @@
-"""The commands of video and cross-modal encoders: `udr localise`, `udr codes`; and their parts of `udr probe`."""
+"""The commands of video encoders, cross-modal ones and translators: `udr localise`, `udr codes`, `udr translate`; and
+their parts of `udr probe`."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from training.printing import Json, print_result
 __all__ = ["add_commands", "probe_directions", "probe_videos"]
 
 console = Console(stderr=True)
+SHEET = 100  # rows of a sheet at most
 EncoderFolder = Annotated[str, typer.Option(metavar="artifact:FOLDER", help="Of ours.")]
 
 
@@ -104,7 +106,49 @@ def codes(
     typer.echo(f"{out}: {used} of {len(meanings)} codes in use")
 
 
+def translate(
+    pictures: Annotated[Path, typer.Argument(metavar="PICTURES", help="A folder, a .parquet, or one picture.")],
+    translator: Annotated[Path, typer.Option(metavar="FOLDER", help="OUT/encoder of method drit.")],
+    to: Annotated[str, typer.Option(metavar="STYLE", help="The name of one of its two styles.")],
+    out: Annotated[Path, typer.Option(metavar="FILE.png", help="The sheet.")],
+    draws: Annotated[int, typer.Option(min=0, max=12, help="Attributes drawn for each picture.")] = 4,
+    like: Annotated[
+        Path | None, typer.Option(metavar="PICTURES", help="Take the attributes of these pictures instead.")
+    ] = None,
+    into: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Write the made pictures there, too.")] = None,
+    show: Annotated[int, typer.Option(min=1, max=100_000, help="Pictures, drawn at random where there are more.")] = 8,
+    split: Annotated[str | None, typer.Option(help="Split of PICTURES, where they are a table.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of both draws.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Pictures in another style: with their own attribute, drawn ones, or those of other pictures; a sheet of them."""
+    from embed.translation import load_translator
+    from training.neighbours import sample_rows
+    from training.progress import hush_transformers
+    from training.sheets import check_png, draw_rows
+    from training.translate import attributes_for, read_rows, translate_rows, write_pictures
+
+    hush_transformers()
+    check_png(out)
+    own = load_translator(translator)
+    style = own.number_of(to)
+    rows, pixels, wrong = read_rows(sample_rows(pictures, split, show, seed), own.size)
+    others = None if like is None else read_rows(sample_rows(like, None, 12, seed), own.size)
+    for line in wrong + (others[2] if others else []):
+        typer.echo(f"udr: left out: {line}", err=True)
+    made = translate_rows(
+        own, pixels, style, attributes_for(own, pixels, style, draws, others[1] if others else None, seed)
+    )
+    names = [row[0] for row in others[0]] if others else [f"drawn {i + 1}" for i in range(draws)]
+    shown = list(zip(pixels[:SHEET], *(part[:SHEET] for part in made), strict=True))
+    draw_rows(shown, ["picture", "own attribute", *names], out, f"{pictures.name} as {to}")
+    written = write_pictures(rows, made, into) if into else 0
+    found = {"sheet": str(out), "pictures": len(rows), "translations": len(made), "written": written}
+    told = f"{out}: {len(rows)} pictures as {to}, {len(made)} times each"
+    print_result(found, as_json, told + (f"; {written} files in {into}" if into else ""))
+
+
 def add_commands(app: typer.Typer) -> None:
     """Put the commands on the command line."""
-    for command in (localise, codes):
+    for command in (localise, codes, translate):
         app.command()(command)

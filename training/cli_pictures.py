@@ -18,7 +18,12 @@ console = Console(stderr=True)
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace the file's.")
 ]
-EncoderAddress = Annotated[str, typer.Option(metavar="KIND:NAME", help="artifact:FOLDER, hf:NAME or st:NAME.")]
+EncoderAddress = Annotated[
+    str,
+    typer.Option(
+        metavar="KIND:NAME", help="artifact:FOLDER, hf:NAME, st:NAME; a translator's content:FOLDER, attribute:FOLDER."
+    ),
+]
 Split = Annotated[str | None, typer.Option(help="Split of a Parquet table.")]
 
 

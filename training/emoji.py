@@ -16,7 +16,7 @@ from training.stamps import PLACED, SPEEDS, VOICES, placed_caption, speak
 from udr.errors import DataError, UDRWarning
 from udr.types import Progress
 
-__all__ = ["STYLES", "emoji_table", "fetch_emoji", "fetch_package"]
+__all__ = ["STYLES", "emoji_table", "fetch_emoji", "fetch_package", "read_emoji"]
 
 VERSION = "16.0.0"
 STYLES = ("google", "twitter")  # those whose licences allow it (Apache 2.0 and CC-BY 4.0)
@@ -95,6 +95,17 @@ def emoji_table(
     if not write_captioned(out, rows()):
         raise DataError(f"{', '.join(map(str, archives.values()))}: no emoji")
     return counts
+
+
+def read_emoji(archive: Path, style: str) -> dict[str, bytes]:
+    """Pictures of a style by the code points of the emoji, such as `1F600`, in an order that does not change.
+
+    Raises:
+        DataError: the archive is damaged or holds no emoji.
+    """
+    known, pictures = _read(archive, style)
+    kept = [one for one in known if one["category"] not in LEFT_OUT and one["image"] in pictures]
+    return {one["unified"]: pictures[one["image"]] for one in sorted(kept, key=lambda one: str(one["unified"]))}
 
 
 def _captions(one: dict[str, Any]) -> tuple[tuple[str, str], ...]:

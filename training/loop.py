@@ -33,6 +33,7 @@ from training.lars import LARS, weight_groups
 from training.pictures import Pictures
 from training.pretrain_settings import LoopSettings
 from training.probes import FeatureNetwork, features, knn_accuracy, spread
+from training.turns import TakesTurns, Turns
 from udr.artifacts import fsync_folder
 from udr.devices import choose_device, fast_dtype
 from udr.distributed import own_rows, processes, sync_normalisation
@@ -61,7 +62,7 @@ class Method(Protocol):
 
     One with `views`, a `training.augment.Views`, is called with the views of pictures, made ahead of its step. One with
     `shares_batches` may be called in several processes, each with its rows: the mean of their losses is that of the
-    whole batch (see `udr.distributed`).
+    whole batch (see `udr.distributed`). One whose networks learn by turns is a `training.turns.TakesTurns`.
     """
 
     @property
@@ -102,8 +103,12 @@ class Probe:
         return found
 
 
-def build_optimizer(module: nn.Module, settings: LoopSettings) -> torch.optim.Optimizer:
-    """AdamW, SGD or LARS; biases and normalisations do not decay."""
+def build_optimizer(module: nn.Module, settings: LoopSettings) -> torch.optim.Optimizer | Turns:
+    """AdamW, SGD or LARS; biases and normalisations do not decay. A method that takes turns brings its own."""
+    if isinstance(module, TakesTurns):
+        if settings.accumulate > 1:
+            raise ConfigError(f"loop.accumulate: {type(module).__name__} takes its turns on whole batches; set it to 1")
+        return Turns(module.optimizers(settings.lr, settings.weight_decay))
     groups = weight_groups(module, settings.weight_decay)
     if settings.optimizer == "lars":
         return LARS(groups, settings.lr, settings.momentum)
@@ -114,11 +119,13 @@ def build_optimizer(module: nn.Module, settings: LoopSettings) -> torch.optim.Op
     return torch.optim.AdamW(groups, settings.lr)
 
 
-def rate_at(step: int, steps: int, warmup: float) -> float:
-    """Share of the height of the learning rate: a linear rise, then a cosine to 0."""
+def rate_at(step: int, steps: int, warmup: float, schedule: str = "cosine") -> float:
+    """Share of the height of the learning rate: a linear rise, then a cosine to 0, or a line to 0 from half way on."""
     rise = max(1, round(warmup * steps))
     if step < rise:
         return (step + 1) / rise
+    if schedule == "late":
+        return min(1.0, 2 * (1 - step / steps))
     return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
 
@@ -172,11 +179,15 @@ def fit(
     with keeping_memory(), closing(ahead(make, first, steps)) as batches:
         for step, parts in enumerate(batches, first):
             torch.manual_seed(seed * 1_000_003 + step)
-            rate = settings.lr * rate_at(step, steps, settings.warmup)
+            rate = settings.lr * rate_at(step, steps, settings.warmup, settings.schedule)
             for group in optimizer.param_groups:
-                group["lr"] = rate
-            forward = partial(_forward, trained, accelerator.device, precision == "bfloat16", step / steps)
-            told = _step(forward, trained, optimizer, accelerator, parts, settings)
+                group["lr"] = rate * group.get("scale", 1.0)
+            if isinstance(optimizer, Turns):
+                mixed = partial(autocast, accelerator.device, precision == "bfloat16")
+                told = optimizer.take(method.turns(parts[0], step), mixed)  # type: ignore[operator]
+            else:
+                forward = partial(_forward, trained, accelerator.device, precision == "bfloat16", step / steps)
+                told = _step(forward, trained, optimizer, accelerator, parts, settings)
             method.after_step((step + 1) / steps)  # type: ignore[operator]
             _check_losses(told, step)
             ends_epoch = (step + 1) % (len(pictures) // settings.batch) == 0 or step + 1 == steps

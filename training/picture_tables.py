@@ -1,4 +1,4 @@
-"""Tables of labelled pictures from packages: CIFAR-10 from BIG-bench, and files in MNIST's format."""
+"""Tables of labelled pictures from packages: CIFAR-10 from BIG-bench, files in MNIST's format, emoji in two styles."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
+from training.emoji import read_emoji
 from udr.artifacts import replacing
 from udr.bigbench import read_tasks
 from udr.errors import DataError
 
-__all__ = ["cifar10_table", "idx_table"]
+__all__ = ["cifar10_table", "idx_table", "style_tables"]
 
 CIFAR10 = "cifar10_classification/base64"  # the task that holds its test set
 TEST_OF_CLASS = 200  # of a class's 1,000 pictures
+UNSEEN = 4  # one emoji in so many is split test
 PARTS = {"train": "train", "t10k": "test"}  # as MNIST and those after it name their files
 IMAGES, LABELS = 2051, 2049  # what such files begin with
 SCHEMA = pa.schema([("image", pa.binary()), ("label", pa.string()), ("split", pa.string())])
@@ -72,6 +74,29 @@ def idx_table(folder: Path, out: Path) -> int:
                 yield file.getvalue(), str(label), split
 
     return _write(out, rows())
+
+
+def style_tables(archives: dict[str, Path], out: Path) -> dict[Path, int]:
+    """Write OUT/STYLE.parquet of emoji that every style has; the label is the emoji, so that pairs can be scored.
+
+    A quarter of the emoji, drawn by their code points alone, is split test in all styles.
+
+    Raises:
+        DataError: an archive is damaged, or the styles have no emoji in common.
+    """
+    of_style = {style: read_emoji(archive, style) for style, archive in archives.items()}
+    shared = sorted(set.intersection(*(set(own) for own in of_style.values())))
+    if not shared:
+        raise DataError(f"{', '.join(map(str, archives.values()))}: no emoji that all of them have")
+    found = {}
+    for style, own in of_style.items():
+        path = out / f"{style}.parquet"
+        found[path] = _write(path, [(own[code], code, _split_of(code)) for code in shared])
+    return found
+
+
+def _split_of(code: str) -> str:
+    return "train" if hashlib.sha256(code.encode()).digest()[0] % UNSEEN else "test"
 
 
 def _read_idx(path: Path, kind: int) -> NDArray[np.uint8]:

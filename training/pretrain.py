@@ -1,4 +1,4 @@
-"""Pre-train an image encoder from unlabelled pictures, or a video encoder from videos: `udr pretrain`.
+"""Pre-train an encoder of pictures or videos, of several modalities, or of two styles: `udr pretrain`.
 
 ::
 
@@ -6,7 +6,7 @@
     OUT/pictures/          the pictures as one array; OUT/videos/ the videos
     OUT/tokenizer.pt       CIM's, once it is trained
     OUT/metrics.jsonl      losses and the online probe, drawn in OUT/metrics.png
-    OUT/samples.png        CIM's: held-out pictures, corrupted and restored
+    OUT/samples.png        CIM's and DRIT's: held-out pictures, corrupted and restored, or in the other style
     OUT/encoder/           the finished encoder; OUT/labeller/ that of labels, OUT/model/ that of diffusion
 """
 
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from embed.backbones import Backbone, build_backbone
 from embed.image import save_backbone
+from embed.translation import load_translator
 from embed.video import save_video_backbone
 from embed.video_backbones import VideoBackbone, build_video_backbone
 from training.augment import build_views
@@ -41,10 +42,12 @@ from training.pretrain_cross_modal import train_cross_modal
 from training.pretrain_labels import train_labels
 from training.pretrain_runs import finished_folder, result_folder
 from training.pretrain_settings import LoopSettings, PretrainConfig
+from training.pretrain_translation import train_translation
 from training.pretrain_videos import read_videos
 from training.run import Report, silent
 from training.samples import draw_samples
 from training.tokenizer import PictureTokenizer
+from training.translated_views import TranslatedViews
 from udr.artifacts import replacing, write_atomically
 from udr.config import load_config
 from udr.devices import choose_device
@@ -60,8 +63,12 @@ def _train_diffusion(config: PretrainConfig, folder: Path, device: str, report: 
     train_diffusion(config, folder, device, report)
 
 
-# methods whose material is not pictures alone
-OF_THEIR_OWN = {"cross_modal": train_cross_modal, "labels": train_labels, "diffusion": _train_diffusion}
+OF_THEIR_OWN = {  # methods whose material is no set of pictures alone
+    "cross_modal": train_cross_modal,
+    "labels": train_labels,
+    "drit": train_translation,
+    "diffusion": _train_diffusion,
+}
 VIEWS = {"simclr": "simclr_small", "densecl": "moco_v2_small", "mec": "moco_v3_small", "cim": "beit_small"}
 
 
@@ -88,6 +95,7 @@ def build_method(config: PretrainConfig, tokenizer: PictureTokenizer | None = No
     Raises:
         ConfigError: CIM without a tokenizer.
         UnknownNameError: no such backbone or augmentation.
+        ArtifactError: no such translator.
     """
     torch.manual_seed(config.seed)
     if config.method == "stor":
@@ -96,6 +104,8 @@ def build_method(config: PretrainConfig, tokenizer: PictureTokenizer | None = No
     backbone = build_backbone(config.backbone, config.size)
     preset, wanted = config.views or VIEWS[config.method], 1 if config.method == "cim" else 2
     views = build_views(preset, config.size)
+    if config.translator:
+        views = TranslatedViews(views, load_translator(config.translator), config.translated)
     if len(views.pipelines) != wanted:
         raise ConfigError(
             f"views: {preset} makes {len(views.pipelines)} of each picture, {config.method} takes {wanted}"

@@ -12,6 +12,7 @@ from udr.config import StrictConfig
 __all__ = [
     "CIMSettings",
     "CrossModalSettings",
+    "DRITSettings",
     "DenseCLSettings",
     "DiffusionSettings",
     "LabelsSettings",
@@ -180,6 +181,40 @@ class DiffusionSettings(StrictConfig):
         return sides
 
 
+class DRITSettings(StrictConfig):
+    """Lee et al. 2020, arXiv 1905.01270. The paper's layout stands in configs/pretrain/drit_paper.yaml."""
+
+    other: Path | None = None  # pictures of the second style, a folder or a table, as `data` are of the first
+    styles: tuple[str, str] = ("first", "second")  # their names
+    width: int = Field(default=16, ge=4)  # features of the first layers; 64 in the paper
+    blocks: int = Field(default=1, ge=1)  # residual ones of each style's content encoder and generator; 3 in the paper
+    attribute_blocks: int = Field(default=2, ge=1)  # of the attribute encoders; 3 in the paper
+    attributes: int = Field(default=8, ge=1)  # numbers that an attribute is
+    judge_width: int = Field(default=16, ge=4)  # of the judges of pictures; 64 in the paper
+    judge_layers: int = Field(default=3, ge=1)  # 4 in the paper
+    judge_scales: int = Field(default=2, ge=1)  # 3 in the paper
+    judge_every: int = Field(default=3, ge=1)  # steps of which all but the last move the judge of contents alone
+    judge_rate: float = Field(default=0.4, gt=0)  # of that judge, times loop.lr
+    judge_clip: float = Field(default=5.0, ge=0)  # of its gradient's length; 0: none
+    style: float = Field(default=1.0, ge=0)  # weight: contents that tell no style
+    passing: float = Field(default=1.0, ge=0)  # weight: made pictures that pass as real
+    cycle: float = Field(default=10.0, ge=0)  # weight: there and back again
+    reconstruction: float = Field(default=10.0, ge=0)  # weight: pictures put together from their own parts
+    kl: float = Field(default=0.01, ge=0)  # weight: attributes that are normally distributed
+    content_size: float = Field(default=0.01, ge=0)  # weight: contents that are small beside their noise
+    latent: float = Field(default=10.0, ge=0)  # weight: attributes that can be read from what is made with them
+    mode_seeking: float = Field(default=1.0, ge=0)  # weight: pictures that differ as their attributes do; 0: DRIT
+    mirror: bool = True  # half of the pictures
+    shift: int = Field(default=2, ge=0)  # pixels that pictures are moved by at most
+
+    @field_validator("styles")
+    @classmethod
+    def _styles_differ(cls, styles: tuple[str, str]) -> tuple[str, str]:
+        if styles[0] == styles[1] or not all(styles):
+            raise ValueError("expected two names that differ")
+        return styles
+
+
 class LoopSettings(StrictConfig):
     """How any method is trained."""
 
@@ -190,7 +225,8 @@ class LoopSettings(StrictConfig):
     lr: float = Field(default=2e-3, gt=0)  # at its height
     weight_decay: float = Field(default=1e-4, ge=0)  # not of biases and normalisations
     momentum: float = Field(default=0.9, ge=0, lt=1)  # of SGD and LARS
-    warmup: float = Field(default=0.1, ge=0, le=1)  # share of training in which the rate rises; then a cosine to 0
+    warmup: float = Field(default=0.1, ge=0, le=1)  # share of training in which the rate rises
+    schedule: Literal["cosine", "late"] = "cosine"  # then, to 0; late: a line from half way on, level before it
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of matrix products; auto: what the device is fast at
     checkpoint_every: int = Field(default=200, ge=1)  # steps
     clip: float = Field(default=0.0, ge=0)  # of the gradient's length; 0: none
@@ -209,16 +245,19 @@ class PretrainConfig(StrictConfig):
 
     out: Path  # its folder
     method: Literal[
-        "simclr", "densecl", "mec", "cim", "stor", "cross_modal", "labels", "diffusion"
+        "simclr", "densecl", "mec", "cim", "stor", "cross_modal", "labels", "drit", "diffusion"
     ]  # its own settings lie under its name
     # a folder of pictures, or a Parquet table; for stor a folder of videos, for cross_modal and diffusion a table with
-    # captions (for diffusion of single things on white ground), for labels one with lists of labels
+    # captions (for diffusion of single things on white ground), for labels one with lists of labels, for drit pictures
+    # of one style
     data: Path
     split: str | None = None  # of a table
     held_out: str | None = None  # split of a table whose pictures the online probe asks about; none: a tenth
     backbone: str = "conv"  # see embed.backbones, for stor embed.video_backbones
     size: int = Field(default=32, ge=8)  # pixels of a side
     views: str = ""  # the augmentation (see training.augment); none: the method's own, for small pictures
+    translator: Path | None = None  # of drit, by which views are also seen in the other style (OUT/encoder)
+    translated: float = Field(default=0.5, ge=0, le=1)  # share of views that are
     seed: int = Field(default=0, ge=0, lt=2**32)  # of weights, order, views and masks
     loop: LoopSettings = LoopSettings()
     simclr: SimCLRSettings = SimCLRSettings()
@@ -230,11 +269,14 @@ class PretrainConfig(StrictConfig):
     cross_modal: CrossModalSettings = CrossModalSettings()
     labels: LabelsSettings = LabelsSettings()
     diffusion: DiffusionSettings = DiffusionSettings()
+    drit: DRITSettings = DRITSettings()
 
     @model_validator(mode="after")
     def _videos_lie_in_a_folder(self) -> PretrainConfig:
         if self.method == "stor" and (self.split or self.held_out or self.views):
             raise ValueError("stor reads a folder of videos by its own views: leave split, held_out and views out")
+        if self.translator and self.method in ("stor", "cross_modal", "drit"):
+            raise ValueError(f"translator: {self.method} makes no views of pictures that could be translated")
         if 0 < self.video.side < self.size:
             raise ValueError(f"video.side: clips of {self.size} pixels are cut from no smaller frames")
         return self
