@@ -1,4 +1,4 @@
-"""Pre-train an image encoder from unlabelled pictures, or a video encoder from videos: `udr pretrain`.
+"""Pre-train an image encoder from pictures, labelled or not, or a video encoder from videos: `udr pretrain`.
 
 ::
 
@@ -6,7 +6,7 @@
     OUT/pictures/          the pictures as one array; OUT/videos/ the videos
     OUT/tokenizer.pt       CIM's, once it is trained
     OUT/metrics.jsonl      losses and the online probe, drawn in OUT/metrics.png
-    OUT/samples.png        CIM's: held-out pictures, corrupted and restored
+    OUT/samples.png        held-out pictures: CIM's corrupted and restored, a multi-task encoder's maps
     OUT/encoder/           the finished encoder
 """
 
@@ -38,6 +38,7 @@ from training.methods.stor import STOR
 from training.pictures import Pictures, prepare_pictures
 from training.plots import plot_metrics
 from training.pretrain_cross_modal import train_cross_modal
+from training.pretrain_multi_task import train_multi_task
 from training.pretrain_settings import LoopSettings, PretrainConfig
 from training.pretrain_videos import read_videos
 from training.run import Report, silent
@@ -52,6 +53,7 @@ from udr.errors import ArtifactError, ConfigError, MissingDependencyError
 __all__ = ["build_method", "join_processes", "pretrain", "train_tokenizer"]
 
 
+ALONE = {"cross_modal": train_cross_modal, "multi_task": train_multi_task}  # methods with stages of their own
 VIEWS = {"simclr": "simclr_small", "densecl": "moco_v2_small", "mec": "moco_v3_small", "cim": "beit_small"}
 
 
@@ -124,8 +126,8 @@ def pretrain(config: PretrainConfig, device: str = "auto", report: Report = sile
     everyone.wait_for_everyone()
     if finished:
         return folder
-    if config.method == "cross_modal":
-        train_cross_modal(config, folder, device, report)
+    if config.method in ALONE:
+        ALONE[config.method](config, folder, device, report)
         (config.out / "checkpoint").unlink(missing_ok=True)
         return folder
     # what cannot be built is told before pictures are read and a tokenizer is trained

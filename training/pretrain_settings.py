@@ -15,6 +15,7 @@ __all__ = [
     "DenseCLSettings",
     "LoopSettings",
     "MECSettings",
+    "MultiTaskSettings",
     "PretrainConfig",
     "STORSettings",
     "SimCLRSettings",
@@ -134,6 +135,32 @@ class CrossModalSettings(StrictConfig):
         return self
 
 
+class MultiTaskSettings(StrictConfig):
+    """Vandenhende et al. 2020, arXiv 2001.06902 and 1904.02920."""
+
+    dense: dict[str, Literal["segmentation", "depth", "edges", "saliency"]] = Field(default={})  # columns of maps
+    attributes: tuple[str, ...] = ()  # columns of words, which become filters
+    network: Literal["shared", "branched", "mti"] = "shared"  # mti: MTI-Net
+    branching: list[list[list[str]]] = Field(default=[])  # groups of tasks at each stage, of `network: branched`
+    width: int = Field(default=16, ge=4)  # features of a task at each scale, of MTI-Net
+    early: float = Field(default=1.0, ge=0)  # weight of MTI-Net's first predictions, at each scale
+    weighting: Literal["equal", "uncertainty", "dwa", "gradnorm", "mgda", "pcgrad", "cagrad", "gls", "rlw", "imtl"] = (
+        "equal"  # how the tasks' losses become one step (udr.weighting)
+    )
+    weighting_settings: dict[str, float] = Field(default={})  # of the weighting, such as {period: 50} of dwa
+    weights: dict[str, float] = Field(default={})  # factors of tasks' losses, before they are weighed
+    flip: bool = True  # mirror half of the pictures
+
+    @model_validator(mode="after")
+    def _tasks_are_named_once(self) -> MultiTaskSettings:
+        tasks = [*self.dense, *self.attributes]
+        if len(set(tasks)) < len(tasks) or {"image", "split"} & set(tasks):
+            raise ValueError("dense, attributes: each task has a column of its own")
+        if unknown := set(self.weights) - set(tasks):
+            raise ValueError(f"weights: {', '.join(sorted(unknown))} among no tasks")
+        return self
+
+
 class LoopSettings(StrictConfig):
     """How any method is trained."""
 
@@ -162,12 +189,15 @@ class PretrainConfig(StrictConfig):
     """One pre-training."""
 
     out: Path  # its folder
-    method: Literal["simclr", "densecl", "mec", "cim", "stor", "cross_modal"]  # its own settings lie under its name
-    # a folder of pictures, or a Parquet table; for stor a folder of videos, for cross_modal a table with captions
+    method: Literal[
+        "simclr", "densecl", "mec", "cim", "stor", "cross_modal", "multi_task"
+    ]  # its own settings lie under its name
+    # a folder of pictures, or a Parquet table; for stor a folder of videos, for cross_modal a table with captions, for
+    # multi_task one with a column a task
     data: Path
     split: str | None = None  # of a table
     held_out: str | None = None  # split of a table whose pictures the online probe asks about; none: a tenth
-    backbone: str = "conv"  # see embed.backbones, for stor embed.video_backbones
+    backbone: str = "conv"  # see embed.backbones, for stor embed.video_backbones, for multi_task embed.pyramids
     size: int = Field(default=32, ge=8)  # pixels of a side
     views: str = ""  # the augmentation (see training.augment); none: the method's own, for small pictures
     seed: int = Field(default=0, ge=0, lt=2**32)  # of weights, order, views and masks
@@ -179,6 +209,7 @@ class PretrainConfig(StrictConfig):
     stor: STORSettings = STORSettings()
     video: VideoSettings = VideoSettings()
     cross_modal: CrossModalSettings = CrossModalSettings()
+    multi_task: MultiTaskSettings = MultiTaskSettings()
 
     @model_validator(mode="after")
     def _videos_lie_in_a_folder(self) -> PretrainConfig:
