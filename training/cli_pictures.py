@@ -27,7 +27,7 @@ def pretrain(
     overrides: Overrides = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
 ) -> None:
-    """Learn an image encoder from unlabelled pictures, or a video encoder from videos. Run again to resume.
+    """Learn an image encoder from pictures, labelled or not, or a video encoder from videos. Run again to resume.
 
     Several processes or GPUs share every batch: accelerate launch -m training.cli pretrain CONFIG ...
     """

@@ -33,7 +33,7 @@ def draw_task_samples(encoder: MultiTaskEncoder, data: Annotated, out: Path) -> 
         ArtifactError: the file cannot be written.
         MissingDependencyError: matplotlib is not installed.
     """
-    titles = ["picture"] + [f"{task}{what}" for task in encoder.kinds for what in ("", " as seen")]
+    titles = ["picture"] + [what for task in encoder.kinds for what in (task, "as seen")]
     draw_rows(
         task_rows(encoder, data), titles, out, "held-out pictures: maps as they are, and as the network sees them"
     )
