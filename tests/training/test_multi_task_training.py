@@ -221,6 +221,15 @@ def test_settings_that_cannot_be_are_one_line(tmp_path: Path, table: Path) -> No
         pretrain(config(tmp_path / "bad", table).model_copy(update={"backbone": "conv"}), "cpu")
 
 
+def test_several_processes_are_refused(tmp_path: Path, table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = config(tmp_path, table)
+    known, _ = read_tasks(own, silent)
+    method = build_multi_task(own, known)
+    monkeypatch.setattr(training.loop, "processes", lambda: 2)
+    with pytest.raises(ConfigError, match="MultiTask: its batches cannot be shared"):
+        fit(method, known, own.loop, tmp_path / "out", device="cpu")
+
+
 # -- commands
 
 
