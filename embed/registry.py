@@ -34,6 +34,10 @@ def _artifact(name: str, device: str) -> Encoder:
         return load_cross_modal(path, device)
     if kind == "translation":
         raise ConfigError(f"{path} is a translator; its encoders are content:{path} and attribute:{path}")
+    if kind == "multi_task":
+        from embed.multi_task import load_multi_task
+
+        return load_multi_task(path, device)
     from udr.encoder import load_encoder
 
     return load_encoder(path, device)
@@ -73,7 +77,7 @@ KINDS: dict[str, Callable[[str, str], Encoder]] = {
 
 
 def artifact_kind(address: str) -> str:
-    """What a folder of ours encodes (image, video, cross_modal); "": a retriever's encoder, others, or no folder."""
+    """What a folder of ours is (image, video, cross_modal, multi_task); "": a retriever's, others', or no folder."""
     from udr.artifacts import read_json
 
     kind, _, name = address.partition(":")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from training import cli_media, cli_pictures, cli_synthesis
+from training import cli_media, cli_multi_task, cli_pictures, cli_synthesis
 from training.cli_materials import data_app, lm_app, tasks_app
 from training.cli_scores import scores_app
 from training.printing import Json, print_result
@@ -36,6 +36,7 @@ app.add_typer(scores_app, name="scores")
 cli_pictures.add_commands(app)
 cli_media.add_commands(app)
 cli_synthesis.add_commands(app)
+cli_multi_task.add_commands(app)
 
 console = Console(stderr=True)
 # what each part of the pipeline cannot do without, and the extra that brings it

@@ -108,6 +108,24 @@ def data_idx(
     typer.echo(f"{out}: {idx_table(folder, out)} pictures")
 
 
+@data_app.command("scenes")
+def data_scenes(
+    out: Annotated[Path, typer.Option(metavar="FILE.parquet", help="The table.")],
+    count: Annotated[int, typer.Option(min=10, help="Scenes, a fifth of them of split test.")] = 4000,
+    size: Annotated[int, typer.Option(min=16, max=512, help="Pixels of a side.")] = 48,
+    seed: Annotated[int, typer.Option(min=0, help="Another one gives other scenes.")] = 0,
+) -> None:
+    """Render scenes with exact segmentation, depth, edges, saliency and attributes."""
+    from rich.console import Console
+
+    from training.progress import reporting
+    from training.scenes import scenes_table
+
+    with reporting(Console(stderr=True)) as report:
+        counts = scenes_table(out, count, seed, size, report("scenes"))
+    typer.echo(f"{out}: {', '.join(f'{count} {name}' for name, count in counts.items())}")
+
+
 @data_app.command("stamps")
 def data_stamps(
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for stamps.parquet.")],

@@ -32,8 +32,9 @@ def pretrain(
     overrides: Overrides = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
 ) -> None:
-    """Learn an image encoder from unlabelled pictures, or a video encoder from videos; a text-to-image model from
-    captioned things (method diffusion). Run again to resume.
+    """Learn an encoder of pictures, labelled or not, or of videos; a text-to-image model from captioned things.
+
+    Which of them, `method` says. Run again to resume.
 
     Several processes or GPUs share every batch: accelerate launch -m training.cli pretrain CONFIG ...
     """
@@ -55,7 +56,7 @@ def pretrain(
 def probe(
     data: Annotated[Path, typer.Argument(metavar="FOLDER|PARQUET", help="Labelled pictures, or a folder of videos.")],
     encoder: EncoderAddress,
-    probes: Annotated[str, typer.Option(help="Which: knn, linear, finetune, dense.")] = "knn,linear",
+    probes: Annotated[str, typer.Option(help="Which: knn, linear, finetune, dense; tasks.")] = "knn,linear",
     split: Annotated[str, typer.Option(help="Split that is known.")] = "train",
     asked: Annotated[str, typer.Option(help="Split that is asked.")] = "test",
     k: Annotated[int, typer.Option(min=1, help="Neighbours.")] = 20,
@@ -68,10 +69,11 @@ def probe(
 ) -> None:
     """What an encoder is worth: on labelled pictures or videos beside raw pixels and its untrained network.
 
-    Of a cross-modal one: recall in every direction.
+    Of a cross-modal one: recall in every direction. With --probes tasks, of a multi-task one: how well it does each.
     """
     from embed.registry import artifact_kind
     from training.cli_media import probe_directions, probe_videos
+    from training.cli_multi_task import probe_tasks
     from training.probe import PROBES, as_table, probe_encoder
     from training.progress import hush_transformers, reporting
     from udr.errors import UnknownNameError
@@ -83,6 +85,9 @@ def probe(
         return
     if kind == "cross_modal":
         probe_directions(data, encoder, asked, language, voice, as_json)
+        return
+    if probes == "tasks":
+        probe_tasks(data, encoder, asked, as_json)
         return
     chosen = [word.strip() for word in probes.split(",")]
     for word in chosen:
@@ -110,18 +115,24 @@ def embed(
     encoder: EncoderAddress,
     out: Annotated[Path, typer.Option(metavar="FILE.parquet", help="A table of names and vectors.")],
     split: Split = None,
+    attributes: Annotated[bool, typer.Option("--attributes", help="What a multi-task encoder sees, too.")] = False,
 ) -> None:
     """Vectors of pictures or videos, one row each; what cannot be read is left out and counted."""
     from embed.registry import artifact_kind
     from training.embed_pictures import embed_pictures
     from training.embed_videos import embed_videos
     from training.progress import hush_transformers, reporting
+    from udr.errors import ConfigError
 
     hush_transformers()
     of_videos = artifact_kind(encoder) == "video"
     with reporting(console) as report:
-        write = embed_videos if of_videos else embed_pictures
-        written, unread = write(data, encoder, out, split, report("encoding"))
+        if of_videos:
+            if attributes:
+                raise ConfigError(f"--attributes: {encoder} is no multi-task encoder")
+            written, unread = embed_videos(data, encoder, out, split, report("encoding"))
+        else:
+            written, unread = embed_pictures(data, encoder, out, split, report("encoding"), attributes)
     things = "videos" if of_videos else "pictures"
     typer.echo(f"{out}: {written} {things}" + (f"; {unread} could not be read" if unread else ""))
 

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from embed.media import open_picture, picture_bytes
+from embed.multi_task import Attribute, MultiTaskEncoder
 from embed.registry import open_encoder
 from training.pictures import Row, batches, most_pictures, picture_rows
 from udr.artifacts import replacing
@@ -37,23 +38,65 @@ class Encoded(NamedTuple):
     seen: int  # until now, those that could not be read included
 
 
+class _Described:
+    """Encodes rows by a multi-task encoder, and keeps what the same pass says of them."""
+
+    def __init__(self, encoder: MultiTaskEncoder) -> None:
+        self._encoder = encoder
+        self.told: list[dict[str, Attribute]] = []
+
+    def __call__(self, rows: Sequence[Row]) -> FloatArray:
+        vectors, self.told = self._encoder.encode_described([_query(row) for row in rows])
+        return vectors
+
+    def fields(self) -> list[pa.Field]:
+        """Of each attribute a column of words and one of probabilities.
+
+        Raises:
+            ConfigError: the encoder sees none, or one that is called as another column.
+        """
+        found = [f for a in self._encoder.classes for f in ((a, pa.string()), (f"{a}_probability", pa.float32()))]
+        if not found or {"name", "label", "vector"} & {name for name, _ in found}:
+            raise ConfigError("--attributes: the encoder has none, or one called name, label or vector")
+        return [pa.field(*one) for one in found]
+
+    def columns(self) -> list[list[str | float]]:
+        """Values of `fields`, of the rows that were encoded last."""
+        return [[row[name][i] for row in self.told] for name in self._encoder.classes for i in (0, 1)]
+
+
 def embed_pictures(
-    source: Path, address: str, out: Path, split: str | None = None, progress: Progress | None = None
+    source: Path,
+    address: str,
+    out: Path,
+    split: str | None = None,
+    progress: Progress | None = None,
+    attributes: bool = False,
 ) -> tuple[int, int]:
     """Write name, label and vector of each picture, and a warning for each that cannot be read; give both numbers.
 
+    With `attributes` also what a multi-task encoder says of each, and how probable it is.
+
     Raises:
         DataError: no such source, or nothing in it can be read.
-        ConfigError: the encoder reads no pictures.
+        ConfigError: the encoder reads no pictures, or sees no attributes.
     """
     encoder = open_picture_encoder(address)
     schema = vector_schema(encoder, address)
+    described: _Described | None = None
+    if attributes:
+        if not isinstance(encoder, MultiTaskEncoder):
+            raise ConfigError(f"--attributes: {address} is no multi-task encoder")
+        described = _Described(encoder)
+        for field in described.fields():
+            schema = schema.append(field)
     done = seen = 0
     with replacing(out) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         rows = picture_rows(source, split)
-        for found in encode_rows(rows, whole_pictures(encoder), progress, most_pictures(source)):
+        for found in encode_rows(rows, described or whole_pictures(encoder), progress, most_pictures(source)):
             if found.rows:
                 columns = [[r[0] for r in found.rows], [r[2] for r in found.rows], list(found.vectors)]
+                columns += described.columns() if described else []
                 writer.write_table(pa.table(dict(zip(schema.names, columns, strict=True)), schema=schema))
             done, seen = done + len(found.rows), found.seen
         if not done:

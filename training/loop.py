@@ -40,10 +40,12 @@ from udr.distributed import own_rows, processes, sync_normalisation
 from udr.encoder import autocast
 from udr.errors import ArtifactError, ConfigError, TrainingStopped
 from udr.types import Progress
+from udr.weighting import Weighting
 
 __all__ = ["PROBED", "Material", "Method", "Probe", "fit"]
 
 TOLD_EVERY = 10  # steps between two lines of metrics
+OF_WEIGHTING = 10.0  # times the learning rate: weights of tasks, which are few, learn quicker than a network
 PROBED = 5000  # pictures of the online probe's bank at most, and a fifth as many queries
 
 
@@ -62,7 +64,9 @@ class Method(Protocol):
 
     One with `views`, a `training.augment.Views`, is called with the views of pictures, made ahead of its step. One with
     `shares_batches` may be called in several processes, each with its rows: the mean of their losses is that of the
-    whole batch (see `udr.distributed`). One whose networks learn by turns is a `training.turns.TakesTurns`.
+    whole batch (see `udr.distributed`). One whose networks learn by turns is a `training.turns.TakesTurns`. One with
+    `weighting`, a `udr.weighting.Weighting`, is moved not by `loss` but by the losses that its `tasks` name, as the
+    weighting combines them over the parameters that `shared()` gives.
     """
 
     @property
@@ -110,6 +114,12 @@ def build_optimizer(module: nn.Module, settings: LoopSettings) -> torch.optim.Op
             raise ConfigError(f"loop.accumulate: {type(module).__name__} takes its turns on whole batches; set it to 1")
         return Turns(module.optimizers(settings.lr, settings.weight_decay))
     groups = weight_groups(module, settings.weight_decay)
+    learnt = {id(weights) for weights in _weighting_parameters(module)}
+    for group in groups:
+        group["params"] = [weights for weights in group["params"] if id(weights) not in learnt]
+    if learnt:
+        own = _weighting_parameters(module)
+        groups.append({"params": own, "weight_decay": 0.0, "adapt": False, "scale": OF_WEIGHTING})
     if settings.optimizer == "lars":
         return LARS(groups, settings.lr, settings.momentum)
     for group in groups:
@@ -117,6 +127,12 @@ def build_optimizer(module: nn.Module, settings: LoopSettings) -> torch.optim.Op
     if settings.optimizer == "sgd":
         return torch.optim.SGD(groups, settings.lr, settings.momentum)
     return torch.optim.AdamW(groups, settings.lr)
+
+
+def _weighting_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """What a weighting learns beside the network."""
+    weighting = getattr(module, "weighting", None)
+    return list(weighting.parameters()) if isinstance(weighting, Weighting) else []
 
 
 def rate_at(step: int, steps: int, warmup: float, schedule: str = "cosine") -> float:
@@ -164,6 +180,8 @@ def fit(
     steps = max(1, round(settings.epochs * (len(pictures) // settings.batch)))
     accelerator = _accelerator(where == "cpu")
     method = _placed(method, accelerator.device)
+    if isinstance(getattr(method, "weighting", None), Weighting) and settings.accumulate > 1:
+        raise ConfigError("loop.accumulate: losses of several tasks are weighed over a whole batch; set it to 1")
     if processes() > 1:
         _check_shares(method, settings)
         sync_normalisation(method)
@@ -289,7 +307,7 @@ def _step(
     summed: dict[str, Tensor] = {}
     for part in parts:
         losses = forward(part)
-        accelerator.backward(losses["loss"] / len(parts))
+        losses |= _backward(trained, losses, accelerator, len(parts))
         for name, value in losses.items():
             summed[name] = summed.get(name, 0.0) + value.detach().float() / len(parts)
     values = accelerator.reduce(torch.stack(list(summed.values())), "mean").tolist()
@@ -299,6 +317,17 @@ def _step(
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return told
+
+
+def _backward(trained: nn.Module, losses: dict[str, Tensor], accelerator: Accelerator, parts: int) -> dict[str, Tensor]:
+    """Add the gradients of a part; give the weights of its tasks where a weighting has made some."""
+    weighting = getattr(trained, "weighting", None)
+    if not isinstance(weighting, Weighting):
+        accelerator.backward(losses["loss"] / parts)
+        return {}
+    tasks: tuple[str, ...] = trained.tasks  # type: ignore[assignment]
+    weights = weighting.backward([losses[task] for task in tasks], trained.shared())  # type: ignore[operator]
+    return {f"weight_{task}": weight for task, weight in zip(tasks, weights, strict=True)}
 
 
 def _check_losses(told: dict[str, float], step: int) -> None:

@@ -84,11 +84,16 @@ def plot_metrics(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Losses of a pre-training by step, and under them what the online probe said."""
     plt = open_pyplot()
     figure, (above, below) = plt.subplots(2, 1, figsize=(8, 6), sharex=True, layout="constrained")
-    known = {"step", "lr", "pictures_per_s", "knn", "spread"}
-    for name in dict.fromkeys(key for line in lines for key in line if key not in known):
+    told, asked = dict[str, None](), dict.fromkeys(("knn", "spread"))
+    for line in lines:
+        keys = list(line)
+        cut = keys.index("pictures_per_s") if "pictures_per_s" in line else len(keys)
+        told |= dict.fromkeys(keys[:cut])
+        asked |= dict.fromkeys(keys[cut + 1 :])  # what the probe said stands behind
+    for name in (name for name in told if name not in {"step", "lr", *asked}):
         own = [(line["step"], line[name]) for line in lines if name in line]
-        above.plot(*zip(*own, strict=True), label=name)
-    for name in ("knn", "spread"):
+        above.plot(*zip(*own, strict=True), "--" if name.startswith("weight_") else "-", label=name)
+    for name in asked:
         if own := [(line["step"], line[name]) for line in lines if name in line]:
             below.plot(*zip(*own, strict=True), marker="o", label=name)
     above.set_ylabel("loss")
@@ -96,8 +101,8 @@ def plot_metrics(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
     below.set_ylim(0, max(1.0, below.get_ylim()[1]))
     below.set_xlabel("step")
     for axes in (above, below):
-        if axes.has_data():  # not every training is probed
-            axes.legend(fontsize="small")
+        if axes.lines:  # not every training is probed
+            axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     save_plot(figure, path)
 
 

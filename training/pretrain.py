@@ -1,4 +1,4 @@
-"""Pre-train an encoder of pictures or videos, of several modalities, or of two styles: `udr pretrain`.
+"""Pre-train an encoder of pictures or videos, of several modalities, tasks or styles, and their like: `udr pretrain`.
 
 ::
 
@@ -6,7 +6,7 @@
     OUT/pictures/          the pictures as one array; OUT/videos/ the videos
     OUT/tokenizer.pt       CIM's, once it is trained
     OUT/metrics.jsonl      losses and the online probe, drawn in OUT/metrics.png
-    OUT/samples.png        CIM's and DRIT's: held-out pictures, corrupted and restored, or in the other style
+    OUT/samples.png        held-out pictures: CIM's corrupted and restored, DRIT's in the other style, maps of tasks
     OUT/encoder/           the finished encoder; OUT/labeller/ that of labels, OUT/model/ that of diffusion
 """
 
@@ -40,6 +40,7 @@ from training.pictures import Pictures, prepare_pictures
 from training.plots import plot_metrics
 from training.pretrain_cross_modal import train_cross_modal
 from training.pretrain_labels import train_labels
+from training.pretrain_multi_task import train_multi_task
 from training.pretrain_runs import finished_folder, result_folder
 from training.pretrain_settings import LoopSettings, PretrainConfig
 from training.pretrain_translation import train_translation
@@ -65,6 +66,7 @@ def _train_diffusion(config: PretrainConfig, folder: Path, device: str, report: 
 
 OF_THEIR_OWN = {  # methods whose material is no set of pictures alone
     "cross_modal": train_cross_modal,
+    "multi_task": train_multi_task,
     "labels": train_labels,
     "drit": train_translation,
     "diffusion": _train_diffusion,

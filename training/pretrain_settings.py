@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from training.settings import WeightingName
 from udr.config import StrictConfig
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "LabelsSettings",
     "LoopSettings",
     "MECSettings",
+    "MultiTaskSettings",
     "PretrainConfig",
     "STORSettings",
     "SimCLRSettings",
@@ -215,6 +217,30 @@ class DRITSettings(StrictConfig):
         return styles
 
 
+class MultiTaskSettings(StrictConfig):
+    """Vandenhende et al. 2020, arXiv 2001.06902 and 1904.02920."""
+
+    dense: dict[str, Literal["segmentation", "depth", "edges", "saliency"]] = Field(default={})  # columns of maps
+    attributes: tuple[str, ...] = ()  # columns of words, which become filters
+    network: Literal["shared", "branched", "mti"] = "shared"  # mti: MTI-Net
+    branching: list[list[list[str]]] = Field(default=[])  # groups of tasks at each stage, of `network: branched`
+    width: int = Field(default=16, ge=4)  # features of a task at each scale, of MTI-Net
+    early: float = Field(default=1.0, ge=0)  # weight of MTI-Net's first predictions, at each scale
+    weighting: WeightingName = "equal"  # how the tasks' losses become one step (udr.weighting)
+    weighting_settings: dict[str, float] = Field(default={})  # of the weighting, such as {period: 50} of dwa
+    weights: dict[str, float] = Field(default={})  # factors of tasks' losses, before they are weighed
+    flip: bool = True  # mirror half of the pictures
+
+    @model_validator(mode="after")
+    def _tasks_are_named_once(self) -> MultiTaskSettings:
+        tasks = [*self.dense, *self.attributes]
+        if len(set(tasks)) < len(tasks) or {"image", "split"} & set(tasks):
+            raise ValueError("dense, attributes: each task has a column of its own")
+        if unknown := set(self.weights) - set(tasks):
+            raise ValueError(f"weights: {', '.join(sorted(unknown))} among no tasks")
+        return self
+
+
 class LoopSettings(StrictConfig):
     """How any method is trained."""
 
@@ -245,15 +271,15 @@ class PretrainConfig(StrictConfig):
 
     out: Path  # its folder
     method: Literal[
-        "simclr", "densecl", "mec", "cim", "stor", "cross_modal", "labels", "drit", "diffusion"
+        "simclr", "densecl", "mec", "cim", "stor", "cross_modal", "multi_task", "labels", "drit", "diffusion"
     ]  # its own settings lie under its name
     # a folder of pictures, or a Parquet table; for stor a folder of videos, for cross_modal and diffusion a table with
-    # captions (for diffusion of single things on white ground), for labels one with lists of labels, for drit pictures
-    # of one style
+    # captions (for diffusion of single things on white ground), for multi_task one with a column a task, for labels one
+    # with lists of labels, for drit pictures of one style
     data: Path
     split: str | None = None  # of a table
     held_out: str | None = None  # split of a table whose pictures the online probe asks about; none: a tenth
-    backbone: str = "conv"  # see embed.backbones, for stor embed.video_backbones
+    backbone: str = "conv"  # see embed.backbones, for stor embed.video_backbones, for multi_task embed.pyramids
     size: int = Field(default=32, ge=8)  # pixels of a side
     views: str = ""  # the augmentation (see training.augment); none: the method's own, for small pictures
     translator: Path | None = None  # of drit, by which views are also seen in the other style (OUT/encoder)
@@ -270,6 +296,7 @@ class PretrainConfig(StrictConfig):
     labels: LabelsSettings = LabelsSettings()
     diffusion: DiffusionSettings = DiffusionSettings()
     drit: DRITSettings = DRITSettings()
+    multi_task: MultiTaskSettings = MultiTaskSettings()
 
     @model_validator(mode="after")
     def _videos_lie_in_a_folder(self) -> PretrainConfig:

@@ -9,8 +9,18 @@ from pydantic import Field, field_validator, model_validator
 
 from udr.config import StrictConfig
 
-__all__ = ["EncoderSettings", "EvaluationSettings", "LMSettings", "MiningSettings", "RunConfig", "TrainSettings"]
+__all__ = [
+    "EncoderSettings",
+    "EvaluationSettings",
+    "LMSettings",
+    "MiningSettings",
+    "RunConfig",
+    "TrainSettings",
+    "WeightingName",
+]
 
+# those of udr.weighting
+WeightingName = Literal["equal", "uncertainty", "dwa", "gradnorm", "mgda", "pcgrad", "cagrad", "gls", "rlw", "imtl"]
 Method = Literal["zero_shot", "random", "bm25", "encoder", "epr", "epr_mined", "udr", "udr_unmixed"]
 
 
@@ -80,9 +90,7 @@ class TrainSettings(StrictConfig):
     batch: int = Field(default=128, ge=1)  # queries in a step
     tasks_per_step: int = Field(default=1, ge=1)  # that the queries are of, drawn by the root of their size
     # how the losses of a step's tasks become one step (udr.weighting); the paper's steps have one task
-    weighting: Literal["equal", "uncertainty", "dwa", "gradnorm", "mgda", "pcgrad", "cagrad", "gls", "rlw", "imtl"] = (
-        "equal"
-    )
+    weighting: WeightingName = "equal"
     list_size: int = Field(default=8, ge=2)  # l: candidates of a query in a step
     list_sampling: Literal["uniform", "stratified"] = "uniform"  # stratified: always one of the best 5 and worst 5
     rank_weight: float = Field(default=0.8, ge=0, le=1)  # of L_rank; the rest is L_ib; 0: no rank loss
