@@ -52,7 +52,8 @@ class PretrainState:
     def summary(self) -> str:
         """What it is, how far, and how well, in a line."""
         told = "  ".join(f"{name} {value:.3f}" for name, value in self.last.items())
-        return f"{self.settings.method} of {self.settings.backbone}  {self.stage}  {told}".rstrip()
+        network = "" if self.settings.method == "drit" else f" of {self.settings.backbone}"  # which has its own
+        return f"{self.settings.method}{network}  {self.stage}  {told}".rstrip()
 
     def as_json(self) -> dict[str, Any]:
         """Everything but the pictures."""
