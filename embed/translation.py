@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,28 +63,32 @@ class Translator:
         """The style that pictures look to be of and, as much again, their attributes; of length 1, float32 (n, d)."""
         return self._vectors(pixels, _attribute_vectors, self.net.attribute_mean.numel() + 1)
 
+    @torch.inference_mode()
     def attributes_in(self, pixels: NDArray[np.uint8], style: int) -> FloatArray:
         """The attribute of each picture as the encoder of a style reads it, float32 (n, a): what a generator takes."""
-        found = [self.net.attribute_of(part, style)[0].float().cpu().numpy() for part in self._parts(pixels)]
+        found = [self.net.attribute_of(part, style)[0].float().cpu().numpy() for part in _parts(self.net, pixels)]
         return np.concatenate(found) if found else np.empty((0, self.net.attributes), np.float32)
 
+    @torch.inference_mode()
     def translate(self, pixels: NDArray[np.uint8], style: int, attributes: FloatArray) -> NDArray[np.uint8]:
         """Pictures of the other style in this one, with attributes (n, a); uint8, as they were given."""
         made = [np.empty((0, 3, self.size, self.size), np.uint8)]
-        for start, part in zip(range(0, len(pixels), AT_ONCE), self._parts(pixels), strict=True):
+        for start, part in zip(range(0, len(pixels), AT_ONCE), _parts(self.net, pixels), strict=True):
             own = torch.from_numpy(np.asarray(attributes[start : start + AT_ONCE], np.float32)).to(part.device)
             pictures = self.net.pictures(self.net.contents(part, 1 - style), own, style)
             made.append(((pictures.float() + 1) * 127.5).round().clamp(0, 255).byte().cpu().numpy())
         return np.concatenate(made)
 
+    @torch.inference_mode()
     def _vectors(self, pixels: NDArray[np.uint8], read: Any, dim: int) -> FloatArray:
-        found = [F.normalize(read(self.net, part).float(), dim=1).cpu().numpy() for part in self._parts(pixels)]
+        found = [F.normalize(read(self.net, part), dim=1).cpu().numpy() for part in _parts(self.net, pixels)]
         return np.concatenate(found) if found else np.empty((0, dim), np.float32)
 
-    def _parts(self, pixels: NDArray[np.uint8]) -> Iterator[Tensor]:
-        with torch.inference_mode():
-            for start in range(0, len(pixels), AT_ONCE):
-                yield _pictures(self.net, pixels[start : start + AT_ONCE])
+
+def _parts(net: TranslationNet, pixels: NDArray[np.uint8]) -> Iterator[Tensor]:
+    """Pictures from -1 to 1, as many as go through the networks at once."""
+    for start in range(0, len(pixels), AT_ONCE):
+        yield torch.from_numpy(np.array(pixels[start : start + AT_ONCE])).to(net.device).float() / 127.5 - 1
 
 
 def _content_vectors(net: TranslationNet, pictures: Tensor) -> Tensor:
@@ -109,16 +113,15 @@ def calibrate(net: TranslationNet, pixels: Sequence[NDArray[np.uint8]]) -> None:
     """
     was_training = net.training
     net.eval()
-    parts = [
-        [_pictures(net, own[s : min(FITTED, s + AT_ONCE)]) for s in range(0, len(own[:FITTED]), AT_ONCE)]
-        for own in pixels
-    ]
-    contents = [torch.cat([net.pooled(part) for part in own]) for own in parts]
-    _set_contents(net, contents)
-    read = torch.cat([net.attributes_of(part) for own in parts for part in own])
-    net.attribute_mean.copy_(read.mean(0))
-    net.attribute_spread.copy_(read.std(0) + 1e-6)
-    _set_styles(net, [torch.cat([net.statistics(part) for part in own]) for own in parts])
+
+    def read(what: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        return [torch.cat([what(part).float() for part in _parts(net, own[:FITTED])]) for own in pixels]
+
+    _set_contents(net, read(net.pooled))
+    attributes = torch.cat(read(net.attributes_of))
+    net.attribute_mean.copy_(attributes.mean(0))
+    net.attribute_spread.copy_(attributes.std(0) + 1e-6)
+    _set_styles(net, read(net.statistics))
     net.train(was_training)
 
 
@@ -145,10 +148,6 @@ def _set_styles(net: TranslationNet, statistics: Sequence[Tensor]) -> None:
     apart = ((means[1] - means[0]) @ weight).clamp(min=1e-12)
     net.style_weight.copy_(2 * weight / apart)
     net.style_bias.copy_(-(means[0] + means[1]) @ weight / apart)
-
-
-def _pictures(net: TranslationNet, pixels: NDArray[np.uint8]) -> Tensor:
-    return torch.from_numpy(np.array(pixels)).to(net.device).float() / 127.5 - 1
 
 
 class TranslatorEncoder:

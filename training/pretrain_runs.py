@@ -54,7 +54,7 @@ class PretrainState:
         """What it is, how far, and how well, in a line."""
         told = "  ".join(f"{name} {value:.3f}" for name, value in self.last.items())
         own = self.settings
-        what = own.method if own.method == "diffusion" else f"{own.method} of {own.backbone}"
+        what = own.method if own.method in ("drit", "diffusion") else f"{own.method} of {own.backbone}"
         return f"{what}  {self.stage}  {told}".rstrip()
 
     def as_json(self) -> dict[str, Any]:

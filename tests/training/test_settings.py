@@ -23,7 +23,11 @@ from training.captioned import read_captioned
 from training.cli import app
 from training.pretrain import build_method
 from training.pretrain_diffusion import build_diffusion, read_canvases
+from training.pretrain_multi_task import build_multi_task, read_tasks
 from training.pretrain_settings import PretrainConfig
+from training.pretrain_translation import build_drit
+from training.run import silent
+from training.scenes import scenes_table
 from training.settings import RunConfig
 from training.shapes import shapes_table
 from training.tokenizer import PictureTokenizer
@@ -119,6 +123,14 @@ def test_a_bundled_pre_training_could_be_started(path: Path, tmp_path: Path) -> 
         shapes_table(tmp_path / "shapes.parquet")
         canvases = read_canvases(config, read_captioned(tmp_path / "shapes.parquet"))
         assert build_diffusion(config, canvases)[0].backbone.unet.config.sample_size * 4 == config.size
+        return
+    if config.method == "drit":
+        assert build_drit(config).backbone.size == config.size
+        return
+    if config.method == "multi_task":
+        scenes_table(tmp_path / "scenes.parquet", 40, size=config.size)
+        data, _ = read_tasks(config.model_copy(update={"data": tmp_path / "scenes.parquet"}), silent)
+        assert set(build_multi_task(config, data).tasks) == {*config.multi_task.dense, *config.multi_task.attributes}
         return
     assert build_method(config, PictureTokenizer(config.cim.codes)).backbone.size == config.size
 

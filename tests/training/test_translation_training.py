@@ -28,6 +28,7 @@ from training.methods.drit import DRIT
 from training.picture_tables import style_tables
 from training.pictures import Pictures, prepare_pictures
 from training.pretrain import build_method, pretrain
+from training.pretrain_runs import read_pretraining
 from training.pretrain_settings import LoopSettings, PretrainConfig
 from training.pretrain_translation import build_drit
 from training.translated_views import TranslatedViews
@@ -309,6 +310,7 @@ def test_a_finished_run_has_a_sheet_facts_and_metrics_of_every_turn(trained: Pat
     wanted = {"style", "passing", "cycle", "reconstruction", "kl", "content_size", "passing_drawn", "latent"}
     assert {*wanted, "mode_seeking", "judge_style", "judge_pictures"} <= set(last)
     assert "loss" not in last
+    assert read_pretraining(out).summary.startswith("drit  trained  spread")
 
 
 def test_what_a_turn_makes_less_is_the_weighted_sum_of_its_losses(tmp_path: Path) -> None:
