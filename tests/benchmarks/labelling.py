@@ -18,6 +18,7 @@ the share of the canvas that the box takes, and how often the cell that speaks m
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -49,12 +50,22 @@ BEAMS = (1, 3, 5)
 TOP = 3  # labels a thing, for the scores of as many for each
 
 
-def trained(config: PretrainConfig) -> tuple[Labeller, float]:
-    """The labeller, and the processor seconds that its training took (0 where it was finished before)."""
+def scored(config: PretrainConfig) -> dict[str, Any]:
+    """Train, and score what is not learnt from; figures that stand beside a finished training are kept."""
+    path = config.out / "measured.json"
+    if path.is_file():
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
     began = time.process_time()
     with reporting(Console(stderr=True)) as report:
-        folder = pretrain(config, "cpu", report)
-    return load_labeller(folder, "cpu"), time.process_time() - began
+        labeller = load_labeller(pretrain(config, "cpu", report), "cpu")
+    seconds = time.process_time() - began
+    rows = read_labelled(config.data, "test")
+    things = prepare_labelled(rows, labeller.reads, config.size, labeller.names, encoder=labeller.encoder)
+    found = rounded(measured(labeller, things)) | {"processor_seconds": round(seconds), "test_things": len(things)}
+    found |= {"labels": len(things.names), "true_labels_a_thing": round(float(things.targets.sum(1).float().mean()), 3)}
+    path.write_text(json.dumps(found))
+    return found
 
 
 def best_threshold(probabilities: np.ndarray, truth: np.ndarray, score: str) -> dict[str, float]:
@@ -163,13 +174,7 @@ def run(
         for order in orders.split(","):
             own = [f"data={path}", f"out={Path(out) / f'{table}{name}-{order}-{seed}'}", f"seed={seed}"]
             config = load_config(PretrainConfig, CONFIG, [*given, *own, f"labels.order={order}"])
-            labeller, seconds = trained(config)
-            things = prepare_labelled(
-                read_labelled(path, "test"), labeller.reads, config.size, labeller.names, encoder=labeller.encoder
-            )
-            told |= {"test_things": len(things), "labels": len(things.names)}
-            told |= {"labels_a_thing": round(float(things.targets.sum(1).float().mean()), 3)}
-            told[f"{order}_{seed}"] = rounded(measured(labeller, things)) | {"processor_seconds": round(seconds)}
+            told[f"{order}_{seed}"] = scored(config)
             print(order, seed, told[f"{order}_{seed}"], flush=True)
             write_result(f"labelling_{table}{name}", told | {"means": means(told)})
 
