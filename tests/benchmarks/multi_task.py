@@ -7,7 +7,7 @@
 run    trains what is not yet in FOLDER, seed by seed, and begins nothing after `minutes`: networks of one task (alone),
        plain sharing under every weighting and with factors set by hand, MTI-Net,
        branching by affinity and random branchings of the same size
-table  Δ_MTL of each over the four dense tasks, means over seeds: results/multi_task.json
+table  Δ_MTL of each over the four dense tasks, means over seeds, and what was not run: results/multi_task.json
 A run takes from 15 to 140 seconds of one core. Options of `run` must be the same each time.
 """
 
@@ -199,6 +199,7 @@ def table(out: str, name: str = "multi_task") -> None:
         file.stem.rpartition("-")[2]: json.loads(file.read_text())["affinities"]
         for file in sorted(Path(out).glob("branching-*.json"))
     }
+    facts["not_run"] = [variant for variant in VARIANTS if variant not in rows]
     print(write_result(name, {**facts, "tasks": DENSE, "rows": found, "affinities": affinities}))
 
 
