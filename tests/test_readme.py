@@ -51,9 +51,8 @@ def test_every_setting_of_the_service_is_documented_as_it_is() -> None:
 
 
 TABLES = re.findall(r"<!-- results/(\w+)\.json -->\n\n?((?:\|.*\n)+)", README)
-
-
-OTHERS = ("scoring", "service", "pictures", "video", "cross_modal")  # tables that are not of scores
+# tables that are not of scores
+OTHERS = ("scoring", "service", "pictures", "video", "cross_modal", "multi_task", "labelling")
 
 
 def result(name: str) -> dict[str, Any]:
@@ -133,3 +132,25 @@ def test_every_figure_of_what_pictures_teach_stands_in_a_benchmark_result() -> N
             else:
                 kind = "untrained" if title == "untrained" else "trained"
                 assert cell == f"{fmean(run[kind][probe] for run in found['runs']):.1f}", title
+
+
+def test_every_figure_of_many_tasks_stands_in_a_benchmark_result() -> None:
+    (table,) = [table for name, table in TABLES if name == "multi_task"]
+    found = result("multi_task")["rows"]
+    named = {"alone": "alone", "plain sharing, equal": "equal", "MTI-Net, equal": "mti"}
+    for title, *cells in rows(table):
+        row = found[named[title]]
+        told = [f"{row['semseg']:.3f}", f"{row['depth']:.4f}", f"{row['edges']:.3f}", f"{row['saliency']:.3f}"]
+        if "delta_mtl" in row:
+            told += [f"{row['delta_mtl']:+.1f} %".replace("-", "−"), f"{row['parameters']:,}"]
+        else:
+            told += ["", ""]
+        assert [cell.replace(".", "0.", 1) if cell.startswith(".") else cell for cell in cells] == told, title
+
+
+def test_every_figure_of_labels_stands_in_a_benchmark_result() -> None:
+    (table,) = [table for name, table in TABLES if name == "labelling_canvases"]
+    found = list(result("labelling_canvases")["means"].values())
+    for row, (title, *cells) in zip(found, rows(table), strict=True):
+        told = [f"{row[key]:.3f}".removeprefix("0") if key in row else "" for key in ("CF1", "OF1", "exact")]
+        assert cells == told, title
