@@ -84,10 +84,10 @@ def plot_metrics(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Losses of a pre-training by step, and under them what the online probe said."""
     plt = open_pyplot()
     figure, (above, below) = plt.subplots(2, 1, figsize=(8, 6), sharex=True, layout="constrained")
-    known = {"step", "lr", "pictures_per_s", "knn", "spread"}
-    for name in dict.fromkeys(key for line in lines for key in line if key not in known):
+    known = {"step", "lr", "pictures_per_s", "knn", "spread", "distance"}
+    for i, name in enumerate(dict.fromkeys(key for line in lines for key in line if key not in known)):
         own = [(line["step"], line[name]) for line in lines if name in line]
-        above.plot(*zip(*own, strict=True), label=name)
+        above.plot(*zip(*own, strict=True), label=name, linestyle="-" if i < 10 else "--")  # ten colours, then again
     for name in ("knn", "spread"):
         if own := [(line["step"], line[name]) for line in lines if name in line]:
             below.plot(*zip(*own, strict=True), marker="o", label=name)
