@@ -52,7 +52,7 @@ def test_every_setting_of_the_service_is_documented_as_it_is() -> None:
 
 TABLES = re.findall(r"<!-- results/(\w+)\.json -->\n\n?((?:\|.*\n)+)", README)
 # tables that are not of scores
-OTHERS = ("scoring", "service", "pictures", "video", "cross_modal", "multi_task", "labelling")
+OTHERS = ("scoring", "service", "pictures", "video", "cross_modal", "multi_task", "labelling", "translation")
 
 
 def result(name: str) -> dict[str, Any]:
@@ -154,3 +154,17 @@ def test_every_figure_of_labels_stands_in_a_benchmark_result() -> None:
     for row, (title, *cells) in zip(found, rows(table), strict=True):
         told = [f"{row[key]:.3f}".removeprefix("0") if key in row else "" for key in ("CF1", "OF1", "exact")]
         assert cells == told, title
+
+
+def test_every_figure_of_two_styles_stands_in_a_benchmark_result() -> None:
+    (table,) = [table for name, table in TABLES if name == "translation_32"]
+    (run,) = result("translation_32")["runs"]
+    named = {
+        "raw pixels": run["pixels"],
+        "content, untrained network": run["untrained"]["content"],
+        "translated pixels": run["translated, own attribute"],
+    }
+    for title, *cells in rows(table):
+        found = named.get(title) or run[title]
+        ways = (found["google -> twitter"], found["twitter -> google"])
+        assert cells == [str(way[key]) for way in ways for key in ("R@1", "R@10")], title

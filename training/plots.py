@@ -90,10 +90,11 @@ def plot_metrics(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
         cut = keys.index("pictures_per_s") if "pictures_per_s" in line else len(keys)
         told |= dict.fromkeys(keys[:cut])
         asked |= dict.fromkeys(keys[cut + 1 :])  # what the probe said stands behind
-    for name in (name for name in told if name not in {"step", "lr", *asked}):
+    for i, name in enumerate(name for name in told if name not in {"step", "lr", *asked}):
         own = [(line["step"], line[name]) for line in lines if name in line]
-        above.plot(*zip(*own, strict=True), "--" if name.startswith("weight_") else "-", label=name)
-    for name in asked:
+        broken = name.startswith("weight_") or i >= 10  # there are ten colours
+        above.plot(*zip(*own, strict=True), "--" if broken else "-", label=name)
+    for name in (name for name in asked if name != "distance"):  # which has another scale
         if own := [(line["step"], line[name]) for line in lines if name in line]:
             below.plot(*zip(*own, strict=True), marker="o", label=name)
     above.set_ylabel("loss")
