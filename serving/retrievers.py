@@ -14,7 +14,7 @@ import structlog
 
 from embed.registry import KINDS, artifact_kind, open_encoder
 from udr.artifacts import read_json
-from udr.errors import ArtifactError, UDRError, UnknownNameError
+from udr.errors import ArtifactError, ConfigError, UDRError, UnknownNameError
 from udr.fakes import FakeEncoder
 from udr.mixture import MixedEncoder, mix
 from udr.prompt import for_encoder
@@ -109,7 +109,10 @@ class Retrievers:
         for name, folder in folders.items():
             if not (folder / "encoder" / "encoder.json").is_file():
                 raise ArtifactError(f"retriever {name!r}: {folder}: not a retriever folder (no encoder/)")
-            self._makers |= _makers_of(name, folder / "encoder")
+            made = _makers_of(name, folder / "encoder")
+            if twice := made.keys() & self._makers.keys():
+                raise ConfigError(f"retriever {name!r}: there is a {', '.join(sorted(twice))} already; rename one")
+            self._makers |= made
         self._folders = dict(folders)
         # those of pictures read a demonstration's picture, whatever the task
         of_pictures = {n: f for n, f in folders.items() if "kind" in read_json(f / "encoder" / "encoder.json")}

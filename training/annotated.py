@@ -156,6 +156,7 @@ def _map(raw: bytes, kind: DenseKind, picture: tuple[int, int], size: int, where
                 deep, top = (opened if opened.mode != "1" else opened.convert("L")), 255.0
             else:
                 raise DataError(f"{where}: a map has one channel, and this is {opened.mode}")
+            two_valued = opened.mode == "1"
             side = min(deep.size)
             left, above = (deep.width - side) / 2, (deep.height - side) / 2
             box = (left, above, left + side, above + side)
@@ -166,11 +167,13 @@ def _map(raw: bytes, kind: DenseKind, picture: tuple[int, int], size: int, where
         raise DataError(f"{where}: no PNG file") from None
     except Exception as error:  # Pillow's readers raise many unrelated types on damaged files
         raise DataError(f"{where}: a damaged PNG file ({type(error).__name__})") from None
-    if kind == "segmentation":
-        return found.astype(np.uint8)
     if kind == "depth":
         return (found / top).astype(np.float16)
-    return (found > top / 2).astype(np.uint8)
+    if kind == "segmentation" and not two_valued:
+        if found.max() > UNKNOWN:
+            raise DataError(f"{where}: class {found.max()}; 254 is the last, and {UNKNOWN} says that none is known")
+        return found.astype(np.uint8)
+    return (found > (0 if found.max() <= 1 else top / 2)).astype(np.uint8)  # masks are of 0 and 1, or 0 and `top`
 
 
 def _classes(source: Path, name: str, words: Sequence[str | None]) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from embed.multi_task import MultiTaskEncoder
 from embed.multi_task_nets import BranchedNet, Branching
 from embed.registry import open_encoder
 from training.pictures import picture_rows
-from udr.errors import ConfigError
+from udr.errors import ConfigError, DataError
 
 __all__ = [
     "affinity",
@@ -31,6 +31,8 @@ __all__ = [
     "stage_rdms",
     "stage_sizes",
 ]
+
+LEAST = 3  # pictures; of two all distances are one number
 
 Matrix = NDArray[np.float64]
 Partition = tuple[tuple[int, ...], ...]  # groups of task numbers, each in order, by their first
@@ -74,7 +76,7 @@ def compare_tasks(
 
     Raises:
         ConfigError: fewer than two encoders, one of several tasks or of other stages, or a task twice.
-        DataError: no pictures.
+        DataError: too few pictures.
     """
     nets = [_of_one_task(address) for address in addresses]
     tasks = [net.tasks[0] for net in nets]
@@ -84,6 +86,9 @@ def compare_tasks(
     if any(net.size != nets[0].size or stage_sizes(net) != sizes for net in nets):
         raise ConfigError("--encoder: the encoders must have one size and one backbone")
     rows = list(islice(picture_rows(source, split), count))
+    if len(rows) < LEAST:
+        where = f" of split {split}" if split else ""
+        raise DataError(f"{source}: {len(rows)} pictures{where}; tasks are compared on {LEAST} at least")
     pixels = np.stack([pixels_of(open_picture(picture, name), nets[0].size) for name, picture, _ in rows])
     rdms = [stage_rdms(net, pixels) for net in nets]
     return tasks, [affinity([own[stage] for own in rdms]) for stage in range(len(sizes))], sizes

@@ -112,6 +112,8 @@ def build_optimizer(module: nn.Module, settings: LoopSettings) -> torch.optim.Op
     if isinstance(module, TakesTurns):
         if settings.accumulate > 1:
             raise ConfigError(f"loop.accumulate: {type(module).__name__} takes its turns on whole batches; set it to 1")
+        if settings.optimizer != "adamw":
+            raise ConfigError(f"loop.optimizer: {type(module).__name__} brings its own; leave it at adamw")
         return Turns(module.optimizers(settings.lr, settings.weight_decay))
     groups = weight_groups(module, settings.weight_decay)
     learnt = {id(weights) for weights in _weighting_parameters(module)}
@@ -202,7 +204,7 @@ def fit(
                 group["lr"] = rate * group.get("scale", 1.0)
             if isinstance(optimizer, Turns):
                 mixed = partial(autocast, accelerator.device, precision == "bfloat16")
-                told = optimizer.take(method.turns(parts[0], step), mixed)  # type: ignore[operator]
+                told = optimizer.take(method.turns(parts[0], step), mixed, settings.clip)  # type: ignore[operator]
             else:
                 forward = partial(_forward, trained, accelerator.device, precision == "bfloat16", step / steps)
                 told = _step(forward, trained, optimizer, accelerator, parts, settings)
@@ -313,7 +315,8 @@ def _step(
     values = accelerator.reduce(torch.stack(list(summed.values())), "mean").tolist()
     told: dict[str, float] = dict(zip(summed, values, strict=True))
     if settings.clip:
-        accelerator.clip_grad_norm_(trained.parameters(), settings.clip)
+        own = {id(p) for p in _weighting_parameters(trained)}  # which are no part of the network
+        accelerator.clip_grad_norm_([p for p in trained.parameters() if id(p) not in own], settings.clip)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return told

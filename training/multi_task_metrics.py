@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from embed.multi_task_nets import DenseKind, MultiTaskNet
 from training.annotated import UNKNOWN, Annotated
-from training.probes import spread
+from training.probes import VALUES, spread
 from udr.types import FloatArray
 
 __all__ = ["LOWER_IS_BETTER", "PRIMARY", "Confusion", "Depths", "Overlap", "delta_mtl", "evaluate_tasks"]
@@ -30,18 +30,19 @@ class Confusion:
     """
 
     def __init__(self, classes: int) -> None:
-        self.counts = np.zeros((classes, classes), np.int64)  # true, said
+        self.counts = np.zeros((classes + 1, classes), np.int64)  # true, said; the last row is of classes never learnt
 
     def add(self, said: NDArray[np.int64], true: NDArray[np.uint8]) -> None:
         """Count pixels (n, h, w), but for unknown ones."""
-        known, classes = true != UNKNOWN, len(self.counts)
-        pairs = true[known].astype(np.int64) * classes + said[known]
-        self.counts += np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
+        known, classes = true != UNKNOWN, self.counts.shape[1]
+        pairs = np.minimum(true[known].astype(np.int64), classes) * classes + said[known]
+        self.counts += np.bincount(pairs, minlength=self.counts.size).reshape(self.counts.shape)
 
     def read(self) -> dict[str, float]:
-        """`miou`, over classes that some pixel is or is said to be."""
-        both = np.diag(self.counts)
-        either = self.counts.sum(0) + self.counts.sum(1) - both
+        """`miou`, over known classes that some pixel is or is said to be."""
+        own = self.counts[:-1]
+        both = np.diag(own)
+        either = self.counts.sum(0) + own.sum(1) - both
         return {"miou": float((both[either > 0] / either[either > 0]).mean())}
 
 
@@ -138,8 +139,11 @@ def evaluate_tasks(net: MultiTaskNet, data: Annotated, kinds: Mapping[str, Dense
     was_training = net.training
     net.eval()
     with torch.inference_mode():
-        for start in range(0, len(data), AT_ONCE):
-            rows = slice(start, start + AT_ONCE)
+        # MTI-Net holds a map of every scale beside the last one
+        per_picture = data.pixels[0].size + 5 * sum(net.dense.values()) * net.size**2
+        at_once = max(1, min(AT_ONCE, VALUES // per_picture))
+        for start in range(0, len(data), at_once):
+            rows = slice(start, start + at_once)
             outputs = net(torch.from_numpy(np.array(data.pixels[rows])).to(net.device).float() / 255)
             vectors.append(outputs.embedding.float().cpu().numpy())
             for task in net.dense:

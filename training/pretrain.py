@@ -91,7 +91,7 @@ class _TokenizerMethod(nn.Module):
         pass
 
 
-def build_method(config: PretrainConfig, tokenizer: PictureTokenizer | None = None) -> Method:
+def build_method(config: PretrainConfig, tokenizer: PictureTokenizer | None = None, device: str = "auto") -> Method:
     """The method with its untrained networks, drawn from the seed.
 
     Raises:
@@ -107,7 +107,7 @@ def build_method(config: PretrainConfig, tokenizer: PictureTokenizer | None = No
     preset, wanted = config.views or VIEWS[config.method], 1 if config.method == "cim" else 2
     views = build_views(preset, config.size)
     if config.translator:
-        views = TranslatedViews(views, load_translator(config.translator), config.translated)
+        views = TranslatedViews(views, load_translator(config.translator, device), config.translated)
     if len(views.pipelines) != wanted:
         raise ConfigError(
             f"views: {preset} makes {len(views.pipelines)} of each picture, {config.method} takes {wanted}"
@@ -150,14 +150,14 @@ def pretrain(config: PretrainConfig, device: str = "auto", report: Report = sile
         (config.out / "checkpoint").unlink(missing_ok=True)
         return folder
     # what cannot be built is told before pictures are read and a tokenizer is trained
-    method = build_method(config, PictureTokenizer(config.cim.codes))
+    method = build_method(config, PictureTokenizer(config.cim.codes), device)
     with everyone.main_process_first():  # the others read what it has prepared
         material, probe = _material(config, method, report)
     things = "videos" if config.method == "stor" else "pictures"
     if len(material) < config.loop.batch:
         raise ConfigError(f"loop.batch: {config.loop.batch} {things} in a step, and there are {len(material)}")
     if config.method == "cim":
-        method = build_method(config, train_tokenizer(config, material, device, report))
+        method = build_method(config, train_tokenizer(config, material, device, report), device)
     progress = report(f"{config.method} on {len(material)} {things}")
     lines = fit(cast(nn.Module, method), material, config.loop, config.out, config.seed, probe, device, progress)
     if first:

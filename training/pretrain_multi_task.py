@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from embed.multi_task import MultiTaskEncoder, save_multi_task
 from embed.multi_task_nets import DenseKind, MultiTaskNet, build_multi_task_net
@@ -22,9 +23,11 @@ from training.pretrain_settings import PretrainConfig
 from training.run import Report
 from training.task_samples import draw_task_samples
 from udr.errors import ConfigError, DataError, MissingDependencyError
-from udr.weighting import Weighting, build_weighting
+from udr.weighting import GradientWeighting, Weighting, build_weighting
 
 __all__ = ["TaskProbe", "build_multi_task", "net_shape", "read_tasks", "train_multi_task"]
+
+RESERVED = {"loss", "lr", "step", "pictures_per_s", "spread", "knn", "embedding"}  # in the log of a training
 
 
 class TaskProbe:
@@ -101,6 +104,11 @@ def build_multi_task(config: PretrainConfig, data: Annotated) -> MultiTask:
     torch.manual_seed(config.seed)
     net = build_multi_task_net(**net_shape(config, data))
     weighting = _weighting(own.weighting, len(net.tasks), own.weighting_settings)
+    if isinstance(weighting, GradientWeighting) and not net.shared():
+        raise ConfigError(
+            f"multi_task.weighting: {own.weighting} compares gradients over what tasks share, and these share nothing; "
+            "set it to equal"
+        )
     return MultiTask(net, data, own.dense, weighting, weights=own.weights, early=own.early, flip=own.flip)
 
 
@@ -111,6 +119,18 @@ def _weighting(name: str, tasks: int, settings: Mapping[str, float]) -> Weightin
         raise ConfigError(
             f"multi_task.weighting_settings: {name} takes no {', '.join(settings)} (see udr.weighting)"
         ) from None
+
+
+def _check_names(tasks: Sequence[str]) -> None:
+    """Tasks name parts of the network and columns of the log, which have names of their own.
+
+    Raises:
+        ConfigError: a name that is taken there.
+    """
+    taken = nn.ModuleDict()
+    for task in tasks:
+        if not task or "." in task or task in RESERVED or hasattr(taken, task):
+            raise ConfigError(f"multi_task: a task cannot be called {task!r}; give its column another name")
 
 
 def train_multi_task(config: PretrainConfig, folder: Path, device: str, report: Report) -> None:
@@ -127,6 +147,7 @@ def train_multi_task(config: PretrainConfig, folder: Path, device: str, report: 
         raise ConfigError(
             "multi_task: name the columns of tasks, as multi_task.attributes=[ground] or multi_task.dense"
         )
+    _check_names([*own.dense, *own.attributes])
     known, asked = read_tasks(config, report)
     method, probe = build_multi_task(config, known), TaskProbe(asked, own.dense)
     progress = report(f"multi_task on {len(known)} pictures")

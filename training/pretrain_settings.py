@@ -302,7 +302,7 @@ class PretrainConfig(StrictConfig):
     def _videos_lie_in_a_folder(self) -> PretrainConfig:
         if self.method == "stor" and (self.split or self.held_out or self.views):
             raise ValueError("stor reads a folder of videos by its own views: leave split, held_out and views out")
-        if self.translator and self.method in ("stor", "cross_modal", "drit"):
+        if self.translator and self.method not in ("simclr", "densecl", "mec", "cim"):
             raise ValueError(f"translator: {self.method} makes no views of pictures that could be translated")
         if 0 < self.video.side < self.size:
             raise ValueError(f"video.side: clips of {self.size} pixels are cut from no smaller frames")

@@ -91,9 +91,14 @@ def write_pictures(rows: Sequence[Row], made: Sequence[Pixels], folder: Path) ->
         ArtifactError: a file cannot be written.
     """
     count = 0
+    used: set[Path] = set()
     for i, (name, _, label) in enumerate(rows):
+        stem = folder / _plain(label or "") / _plain(name)
+        if stem in used:  # names that differ may look alike as files
+            stem = stem.with_name(f"{stem.name}-{i}")
+        used.add(stem)
         for number, pictures in enumerate(made):
-            path = folder / _plain(label or "") / f"{_plain(name)}-{number}.png"
+            path = stem.with_name(f"{stem.name}-{number}.png")
             with replacing(path) as temporary:
                 Image.fromarray(pictures[i].transpose(1, 2, 0)).save(temporary, "PNG")
             count += 1

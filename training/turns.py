@@ -61,8 +61,12 @@ class Turns:
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state[name])
 
-    def take(self, turns: Iterator[Turn], mixed: Callable[[], AbstractContextManager[object]]) -> dict[str, float]:
+    def take(
+        self, turns: Iterator[Turn], mixed: Callable[[], AbstractContextManager[object]], clip: float = 0.0
+    ) -> dict[str, float]:
         """Make each update, its forward pass within `mixed`; give what the turns' losses are made of.
+
+        `clip` bounds the length of each network's gradient where its own group names no bound; 0: none.
 
         Their sums are not told: what one turn makes less another makes more, and steps may have other turns.
         """
@@ -77,7 +81,7 @@ class Turns:
             turn.losses["loss"].backward()  # type: ignore[no-untyped-call]
             for name in turn.networks:
                 for group in self.optimizers[name].param_groups:
-                    if group.get("clip"):
-                        torch.nn.utils.clip_grad_norm_(group["params"], group["clip"])
+                    if bound := group.get("clip") or clip:
+                        torch.nn.utils.clip_grad_norm_(group["params"], bound)
                 self.optimizers[name].step()
             told |= {name: float(value.detach()) for name, value in turn.losses.items() if name != "loss"}

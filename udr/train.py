@@ -341,7 +341,7 @@ def _restore(
     try:
         state = torch.load(path, map_location=encoder.device, weights_only=True)
         encoder.load_state_dict(state["encoder"])
-        weigh.load_state_dict(state["weighting"])
+        weigh.load_state_dict(state.get("weighting", {}))  # absent where training began before there was one
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
         return [float(loss) for loss in state["losses"]]

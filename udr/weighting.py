@@ -157,27 +157,30 @@ class GradientWeighting(Weighting):
         self, losses: Sequence[Tensor], shared: Sequence[nn.Parameter], which: Sequence[int] | None = None
     ) -> Tensor:
         numbers = self._numbers(losses, which)
-        values = torch.stack(list(losses))
-        scaled, scales = self.scaled(values, numbers)
+        values = torch.stack([loss.detach() for loss in losses])
+        scales = self.scales(numbers)
         before = [p.grad for p in shared]
         gradients: list[list[Tensor]] = []
-        for n, loss in enumerate(scaled):
+        for n, loss in enumerate(losses):  # each by itself: through their stack every one would walk all graphs
             for p in shared:
                 p.grad = None
-            loss.backward(retain_graph=n + 1 < len(scaled))
+            (loss * scales[n]).backward(retain_graph=n + 1 < len(losses))  # type: ignore[no-untyped-call]
             gradients.append([torch.zeros_like(p) if p.grad is None else p.grad for p in shared])
         rows = torch.stack([torch.cat([g.reshape(-1) for g in own]) for own in gradients])
         products = (rows @ rows.T).double().cpu().numpy()
-        weights = self.weights(products, values.detach(), numbers)
+        if np.isfinite(products).all():
+            weights = self.weights(products, values, numbers)
+        else:  # training has diverged, which its loop will tell
+            weights = torch.full_like(values, float("nan"))
         for n, (p, earlier) in enumerate(zip(shared, before, strict=True)):
             p.grad = torch.zeros_like(p) if earlier is None else earlier
             for weight, own in zip(weights.tolist(), gradients, strict=True):
                 p.grad.add_(own[n], alpha=weight)
         return weights * scales
 
-    def scaled(self, losses: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        """The losses whose gradients are taken (t,), and how many times the given ones they are."""
-        return losses, torch.ones_like(losses)
+    def scales(self, numbers: Tensor) -> Tensor:
+        """Factors of the losses whose gradients are taken (t,)."""
+        return torch.ones(len(numbers), device=numbers.device)
 
     def weights(self, products: Matrix, losses: Tensor, numbers: Tensor) -> Tensor:
         """c (t,) from the products of gradients (t, t) and the losses as they were given (t,)."""
@@ -199,9 +202,8 @@ class GradNorm(GradientWeighting):
         self.scores = nn.Parameter(torch.zeros(tasks))
         self.register_buffer("first", torch.zeros(tasks))
 
-    def scaled(self, losses: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        own = self._own(numbers).detach()
-        return losses * own, own
+    def scales(self, numbers: Tensor) -> Tensor:
+        return self._own(numbers).detach()
 
     def weights(self, products: Matrix, losses: Tensor, numbers: Tensor) -> Tensor:
         own = self._own(numbers)
@@ -276,11 +278,12 @@ class Impartial(GradientWeighting):
         super().__init__(tasks)
         self.log_scale = nn.Parameter(torch.zeros(tasks))
 
-    def scaled(self, losses: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        own = self.log_scale[numbers]
-        return own.exp() * losses - own, own.detach().exp()
+    def scales(self, numbers: Tensor) -> Tensor:
+        return self.log_scale[numbers].detach().exp()
 
     def weights(self, products: Matrix, losses: Tensor, numbers: Tensor) -> Tensor:
+        own = self.log_scale[numbers]
+        (own.exp() * losses - own).sum().backward()  # type: ignore[no-untyped-call]
         lengths = np.sqrt(np.maximum(np.diag(products), TINY))
         along = products / lengths  # g_i · u_j
         # Σ_i c_i (g_i·u_1 − g_i·u_j) = 0 for every j, and Σ c_i = 1; least squares where gradients are alike

@@ -14,9 +14,11 @@ from embed.registry import open_encoder
 from embed.translation import calibrate, save_translator
 from embed.translation_nets import TranslationNet
 from serving.app import create_app
+from serving.retrievers import Retrievers
 from serving.settings import Settings
 from tests.serving.test_pictures import COUNT, found, row, uri
 from tests.serving.tools import finished, refused
+from udr.errors import ConfigError
 from udr.types import Media, Query
 
 SHAPE = {"size": 32, "width": 4, "blocks": 1, "attribute_blocks": 2, "attributes": 3}
@@ -54,6 +56,13 @@ def test_a_pool_is_indexed_by_either_of_a_translators_encoders(client: TestClien
         hits = found(client, number)
         assert [h["id"] for h in hits] == [f"p{i}" for i in np.argsort(-sims)[:3]]
         assert [h["similarity"] for h in hits] == pytest.approx(np.sort(sims)[::-1][:3].tolist(), abs=1e-5)
+
+
+def test_two_retrievers_of_one_name_are_refused(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "encoder").mkdir()
+    (tmp_path / "encoder" / "encoder.json").write_text("{}")
+    with pytest.raises(ConfigError, match="retriever 'styles': there is a styles-content already; rename one"):
+        Retrievers(None, {"styles-content": tmp_path, "styles": folder})
 
 
 def test_the_folders_own_name_is_no_retriever(client: TestClient) -> None:

@@ -68,3 +68,9 @@ def test_delta_counts_less_error_as_gain() -> None:
     assert delta_mtl(together, alone) == pytest.approx((0.1 - 0.1 + 0) / 3)
     better = {"semseg": (0.55, False), "depth": (0.18, True), "edges": (0.44, False)}
     assert delta_mtl(better, alone) == pytest.approx(0.1)
+
+
+def test_pixels_of_a_class_that_was_never_learnt_are_missed() -> None:
+    confusion = Confusion(2)
+    confusion.add(np.array([[[0, 0, 1, 1]]]), np.array([[[0, 3, 1, 1]]], np.uint8))
+    assert confusion.read()["miou"] == pytest.approx((1 / 2 + 1) / 2)  # said 0 twice, once in truth

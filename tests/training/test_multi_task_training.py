@@ -213,6 +213,10 @@ def test_settings_that_cannot_be_are_one_line(tmp_path: Path, table: Path) -> No
         ({"weighting_settings": {"warmth": 1}}, ConfigError, "equal takes no warmth"),
         ({"network": "branched"}, ConfigError, "give the branching"),
         ({"loop": {"accumulate": 2}}, ConfigError, r"loop\.accumulate"),
+        ({"attributes": ["type"]}, ConfigError, "a task cannot be called 'type'"),
+        ({"attributes": ["step"]}, ConfigError, "a task cannot be called 'step'"),
+        ({"attributes": ["sky.colour"]}, ConfigError, "a task cannot be called 'sky.colour'"),
+        ({"dense": {}, "weighting": "mgda"}, ConfigError, "these share nothing"),
     ):
         with pytest.raises(error, match=words):
             pretrain(config(tmp_path / "bad", table, **changed), "cpu")  # type: ignore[arg-type]
@@ -311,3 +315,4 @@ def test_a_branching_is_found_by_encoders_of_one_task_each(tmp_path: Path, table
     )
     assert (pretrain(own, "cpu") / "encoder.json").is_file()
     assert "two different tasks at least" in udr("branch", table, *words[:2], *words[:2]).complaint
+    assert "0 pictures of split trian" in udr("branch", table, *words, "--split", "trian").complaint

@@ -7,6 +7,7 @@ import io
 import itertools
 from collections import Counter
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -124,6 +125,36 @@ def test_maps_are_cut_and_scaled_as_pictures_are(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": files[:1], "edges": files[1:]}), tmp_path / "wide.parquet")
     read = read_annotated(tmp_path / "wide.parquet", {"edges": "edges"}, [], 20)
     assert np.array_equal(read.dense["edges"][0], (read.pixels[0, 0] > 127).astype(np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("kind", "maps", "found"),
+    [
+        ("segmentation", np.array([[0, 1], [1, 0]], bool), [[0, 1], [1, 0]]),
+        ("segmentation", np.array([[0, 7], [254, 255]], np.uint8), [[0, 7], [254, 255]]),
+        ("segmentation", np.array([[0, 7], [1, 255]], np.uint16), [[0, 7], [1, 255]]),
+        ("segmentation", np.array([[0, 7], [1, 256]], np.uint16), "class 256; 254 is the last"),
+        ("edges", np.array([[0, 1], [1, 0]], np.uint8), [[0, 1], [1, 0]]),
+        ("edges", np.array([[0, 255], [100, 0]], np.uint8), [[0, 1], [0, 0]]),
+        ("saliency", np.array([[0, 1], [1, 0]], bool), [[0, 1], [1, 0]]),
+    ],
+)
+def test_maps_of_every_usual_form_say_the_same(
+    tmp_path: Path, kind: Literal["segmentation", "edges", "saliency"], maps: np.ndarray, found: list[list[int]] | str
+) -> None:
+    import pyarrow as pa
+
+    files = []
+    for one in (np.zeros((2, 2, 3), np.uint8), maps):
+        file = io.BytesIO()
+        Image.fromarray(one).save(file, "PNG")
+        files.append(file.getvalue())
+    pq.write_table(pa.table({"image": files[:1], "own": files[1:]}), tmp_path / "maps.parquet")
+    if isinstance(found, str):
+        with pytest.raises(DataError, match=found):
+            read_annotated(tmp_path / "maps.parquet", {"own": kind}, [], 2)
+    else:
+        assert read_annotated(tmp_path / "maps.parquet", {"own": kind}, [], 2).dense["own"][0].tolist() == found
 
 
 def test_tables_that_cannot_be_read_are_one_line(tmp_path: Path) -> None:

@@ -246,6 +246,30 @@ def test_gradients_that_are_nought_or_alike_end_no_training(name: str) -> None:
         assert np.isfinite(toy.gradient).all()
 
 
+@pytest.mark.parametrize("name", ["mgda", "pcgrad", "cagrad", "imtl", "gradnorm"])
+def test_each_tasks_own_graph_is_walked_once(name: str) -> None:
+    shared = nn.Parameter(torch.ones(2).double())
+    walked = [0, 0]
+    losses = []
+    for i in range(2):
+        own = shared * (i + 1)
+
+        def count(gradient: Tensor, i: int = i) -> None:
+            walked[i] += 1
+
+        own.register_hook(count)
+        losses.append((own**2).sum())
+    build_weighting(name, 2).double().backward(losses, [shared])
+    assert walked == [1, 1]
+
+
+@pytest.mark.parametrize("name", ["mgda", "pcgrad", "cagrad", "imtl", "gradnorm"])
+def test_losses_that_are_no_numbers_give_weights_that_are_none(name: str) -> None:
+    toy = Toy(np.array([[np.nan, 0, 0, 0], GRADIENTS[0]]), VALUES[:2])
+    weights = build_weighting(name, 2).double().backward(toy.losses(), toy.shared)
+    assert weights.isnan().all()
+
+
 def test_settings_name_every_weighting() -> None:
     from training.settings import TrainSettings
 
