@@ -15,7 +15,7 @@ from torch import Tensor
 
 from udr.artifacts import fsync_folder
 from udr.encoder import BiEncoder
-from udr.errors import ArtifactError, DataError
+from udr.errors import ArtifactError, DataError, TrainingStopped
 from udr.losses import PairWeight, epr_loss, udr_loss
 from udr.prompt import for_encoder
 from udr.tasks.spec import TaskSpec
@@ -234,6 +234,7 @@ def fit(
     Raises:
         DataError: no list holds two scored candidates.
         UnknownNameError: no weighting of that name.
+        TrainingStopped: a loss is no number.
         ArtifactError: the checkpoint cannot be written, or is damaged.
     """
     sampler = _Sampler(
@@ -268,12 +269,18 @@ def fit(
         torch.manual_seed(seed * 1_000_003 + step)  # dropout too is a function of (seed, step)
         batches = sampler(step)
         own_losses = [_loss(encoder, b, objective, rank_weight, pair_weight, temperature) for b in batches]
+        told = [float(loss.detach()) for loss in own_losses]
+        if not np.isfinite(told).all():
+            raise TrainingStopped(
+                f"step {step}: the loss is {told[int(np.argmin(np.isfinite(told)))]}; training diverged: give another "
+                "out=FOLDER a lower train.lr"
+            )
         optimizer.zero_grad(set_to_none=True)
         weigh.backward(own_losses, parameters, sampler.tasks_of(step))
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
-        losses += [float(loss.detach()) for loss in own_losses]
+        losses += told
         if checkpoint and (step + 1) % checkpoint_every == 0 and step + 1 < steps:
             _store(checkpoint, encoder, weigh, optimizer, schedule, losses)
         if progress:

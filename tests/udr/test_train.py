@@ -17,7 +17,7 @@ from tiny_encoder import write_encoder
 
 from udr.data import TaskData
 from udr.encoder import BiEncoder, build_encoder, load_encoder
-from udr.errors import ArtifactError, DataError, UnknownNameError
+from udr.errors import ArtifactError, DataError, TrainingStopped, UnknownNameError
 from udr.fakes import FakeLM
 from udr.losses import udr_loss
 from udr.mining import propose_bm25, propose_dense, score_lists
@@ -277,6 +277,14 @@ def test_equal_weights_go_down_the_sum_of_the_losses_of_a_step(
     for name, p in trained.named_parameters():
         if name in expected:
             torch.testing.assert_close(p.grad, expected[name] * min(1.0, 1 / length), rtol=1e-3, atol=1e-6)
+
+
+def test_training_that_diverges_stops(make: Callable[..., BiEncoder], ranked: RankedTask) -> None:
+    encoder = make()
+    with torch.no_grad():
+        next(encoder.parameters()).fill_(float("nan"))
+    with pytest.raises(TrainingStopped, match=r"step 0: the loss is nan; .* a lower train\.lr"):
+        fit(encoder, [ranked], steps=2, batch=2, list_size=2)
 
 
 def test_an_unknown_weighting_is_refused(make: Callable[..., BiEncoder], ranked: RankedTask) -> None:
