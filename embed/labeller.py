@@ -206,7 +206,8 @@ def text_inputs(texts: Sequence[str], encoder: BiEncoder | None = None) -> Tenso
         if (needed := len(texts) * longest * encoder.dim * 4) > MOST_BYTES:  # told before all of them are read
             raise DataError(
                 f"{len(texts)} texts of up to {longest} tokens take {needed / 1e9:.1f} GB as features of "
-                f"labels.encoder, at most {MOST_BYTES / 1e9:.0f} GB are held; give fewer or shorter texts, or no labels.encoder"
+                f"labels.encoder, at most {MOST_BYTES / 1e9:.0f} GB are held; give fewer or shorter texts, or another "
+                "encoder, or none"
             )
         found += part
     padded = torch.zeros(len(found), longest, encoder.dim)

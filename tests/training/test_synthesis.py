@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -192,6 +193,9 @@ def test_settings_that_do_not_fit_are_told_before_training(tmp_path: Path) -> No
         with pytest.raises(ConfigError, match=words):
             pretrain(config(tmp_path, **other), "cpu")
     assert not (tmp_path / "out" / "model").exists()
+    names: Any = SimpleNamespace(names=["red-ring-one-two-three-four-five", "a b", "c d"])  # signs part words too
+    with pytest.raises(ConfigError, match="12 words, and the model reads 10"):
+        build_diffusion(config(tmp_path), names)
 
 
 def test_a_damaged_model_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -269,7 +273,7 @@ def test_watching_changes_nothing_and_ends(model: TextToImage) -> None:
     for steps in (0, 7, 999, 1000):
         with pytest.raises(ConfigError, match=f"--steps {steps}: expected a divisor of 1000 up to 500"):
             model.times(steps)
-    words = "a ring and a ring and a ring and a red ring"[: -len(" ring")]  # as many as are read
+    words = "a ring and a ring and a ring and red"  # as many as are read
     assert model.places(words, "red") == [model.length - 2]
     with pytest.raises(ConfigError, match="does not hold 'cross'"):
         model.places(words + " cross", "cross")  # where the end is
