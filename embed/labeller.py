@@ -25,7 +25,7 @@ from embed.towers import grams_of
 from udr.artifacts import fingerprint_files, read_json, replacing, write_json
 from udr.devices import choose_device
 from udr.encoder import BiEncoder, build_encoder
-from udr.errors import ArtifactError, ConfigError, FingerprintMismatch
+from udr.errors import ArtifactError, ConfigError, DataError, FingerprintMismatch
 from udr.selection import TAG
 from udr.types import FloatArray, Query
 
@@ -43,6 +43,8 @@ __all__ = [
 KIND, FILE, WEIGHTS = "labeller", "labeller.json", "model.safetensors"
 AT_ONCE = 64  # things in one forward pass
 SHAPE = ("backbone", "size", "width", "token_dim", "hidden", "attention", "embedding")  # what a net is made by
+READ_AT_ONCE = 1024  # texts that an encoder is given at once
+MOST_BYTES = 8 * 10**9  # of an encoder's features, which are held together
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,11 +190,27 @@ class Labeller:
 
 
 def text_inputs(texts: Sequence[str], encoder: BiEncoder | None = None) -> Tensor:
-    """What a net reads of texts: letter groups (n, words, groups), or an encoder's features of tokens (n, t, d)."""
+    """What a net reads of texts: letter groups (n, words, groups), or an encoder's features of tokens (n, t, d).
+
+    Raises:
+        DataError: features that would take more memory than `MOST_BYTES`.
+    """
     if encoder is None:
         return grams_of(texts)
-    found = encoder.encode_tokens([Query(str(i), text) for i, text in enumerate(texts)])
-    padded = torch.zeros(len(found), max((len(one) for one in found), default=1), encoder.dim)
+    found: list[FloatArray] = []
+    longest = 1
+    for start in range(0, len(texts), READ_AT_ONCE):
+        some = texts[start : start + READ_AT_ONCE]
+        part = encoder.encode_tokens([Query(str(i), text) for i, text in enumerate(some, start)])
+        longest = max(longest, *map(len, part))
+        if (needed := len(texts) * longest * encoder.dim * 4) > MOST_BYTES:  # told before all of them are read
+            raise DataError(
+                f"{len(texts)} texts of up to {longest} tokens take {needed / 1e9:.1f} GB as features of "
+                f"labels.encoder, at most {MOST_BYTES / 1e9:.0f} GB are held; give fewer or shorter texts, or another "
+                "encoder, or none"
+            )
+        found += part
+    padded = torch.zeros(len(found), longest, encoder.dim)
     for i, one in enumerate(found):
         padded[i, : len(one)] = torch.from_numpy(one)
     return padded

@@ -99,8 +99,8 @@ def picture_bytes(source: Path | bytes | Media, where: str) -> bytes:
     try:
         with source.open("rb") as file:
             return file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise DataError(f"{where}: cannot be read ({error.strerror})") from None
+    except (OSError, ValueError) as error:  # ValueError: a path that holds what no path can
+        raise DataError(f"{where}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
 def _as_rgb(picture: Image.Image) -> Image.Image:

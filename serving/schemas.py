@@ -22,6 +22,7 @@ from udr.types import Demonstration, Media, Prompt, Query
 __all__ = [
     "KEY_PATTERN",
     "LONGEST_KEY",
+    "MOST_METADATA",
     "AddBody",
     "Body",
     "DemonstrationBody",
@@ -46,6 +47,7 @@ __all__ = [
 ]
 
 KEY_PATTERN, LONGEST_KEY = r"^[^\x00-\x1f\x7f]+$", 512
+MOST_METADATA = 64  # keys of a demonstration
 Key = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_KEY, pattern=KEY_PATTERN)]
 MetadataValue = StrictBool | int | float | str
 
@@ -93,7 +95,7 @@ class DemonstrationBody(Body):
     choices: list[str] = Field([], max_length=1000)
     references: list[str] = Field([], max_length=1000)
     media: list[MediaBody] = Field([], max_length=64)
-    metadata: dict[Key, MetadataValue] = Field({}, max_length=64)
+    metadata: dict[Key, MetadataValue] = Field({}, max_length=MOST_METADATA)
 
     def demonstration(self) -> Demonstration:
         """The same as the library knows it."""

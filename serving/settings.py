@@ -34,7 +34,10 @@ class Settings(BaseSettings):
     )
     retrievers: dict[str, Path] = Field({}, description='Trained retriever folders by name, as JSON: {"mine": "…"}.')
     labeller: str = Field(
-        "", description="Folder of a labeller (`udr pretrain`, method labels) that tags what comes in; empty: no tags."
+        "",
+        description="Folder of a labeller (`udr pretrain`, method labels) that tags what comes in, beside the tags "
+        "that a row has; rows from before it was set differ from the same ones sent again (409, or replaced); "
+        "empty: no tags.",
     )
     label_threshold: float = Field(0.0, ge=0, le=1, description="Least confidence of a tag.")
     tokenizers: dict[str, str] = Field({}, description="Tokenizers by name, folder or hub name each, as JSON.")

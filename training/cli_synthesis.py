@@ -14,7 +14,7 @@ __all__ = ["add_commands"]
 
 console = Console(stderr=True)
 Model = Annotated[str, typer.Option(metavar="KIND:NAME", help="artifact:FOLDER of ours, or sd:NAME through diffusers.")]
-Steps = Annotated[int, typer.Option(min=2, max=1000, help="Of DDIM.")]
+Steps = Annotated[int, typer.Option(min=2, help="Of DDIM: a divisor of 1000.")]
 Guidance = Annotated[float | None, typer.Option(min=0, help="Classifier-free; none: the model's own.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the noise.")]
 
@@ -40,10 +40,11 @@ def synthesize(
     from training.progress import hush_transformers, reporting
     from training.sheets import check_png
     from training.synthesis.layouts import read_layouts
+    from training.synthesis.model import check_steps
     from training.synthesis.registry import open_text_to_image
     from training.synthesis.synthesize import synthesize as make
     from training.synthesis.tables import as_json as told
-    from training.synthesis.tables import draw_made, write_pool, write_table
+    from training.synthesis.tables import check_writable, draw_made, write_pool, write_table
     from udr.errors import ConfigError
 
     hush_transformers()
@@ -51,6 +52,8 @@ def synthesize(
         check_png(sheet)
     if out.suffix != ".parquet":
         raise ConfigError(f"--out {out}: expected FILE.parquet")
+    check_steps(steps)
+    check_writable(*(path for path in (out, pool, sheet) if path is not None))
     scenes, opened = read_layouts(layout).scenes, open_text_to_image(model)
     with reporting(console) as report:
         found = make(
@@ -65,11 +68,13 @@ def synthesize(
             layer=layer,
             progress=report("making pictures"),
         )
-    if sheet is not None:  # it shows what is wrong where nothing is accepted
-        draw_made(found, scenes, sheet, f"{model}, noise {move}; crossed out: a thing out of its box")
-    written = write_table(out, found, scenes, f"{model} {opened.fingerprint}")
-    if pool is not None:
-        write_pool(pool, found, scenes)
+    try:
+        written = write_table(out, found, scenes, f"{model} {opened.fingerprint}")
+        if pool is not None:
+            write_pool(pool, found, scenes)
+    finally:  # last, as it needs an extra; and it shows what is wrong where nothing is accepted
+        if sheet is not None:
+            draw_made(found, scenes, sheet, f"{model}, noise {move}; crossed out: a thing out of its box")
     facts = told(found, scenes)
     lines = [f"{out}: {written} of {len(found)} pictures"]
     for line in facts["scenes"]:
@@ -92,11 +97,15 @@ def repaint(
     """A picture with one region painted anew: new noise under it, the same noise elsewhere, the same prompt."""
     from training.progress import hush_transformers
     from training.sheets import check_png
+    from training.synthesis.model import check_steps
     from training.synthesis.registry import open_text_to_image
     from training.synthesis.repaints import draw_repaints, parse_shares
+    from training.synthesis.tables import check_writable
 
     hush_transformers()
     check_png(out)
+    check_steps(steps)
+    check_writable(out)
     share = parse_shares(region)
     rows = draw_repaints(open_text_to_image(model), prompt, share, seed, tries, steps, guidance, out)
     lines = [f"{out}: {tries} tries"]

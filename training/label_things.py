@@ -23,11 +23,12 @@ from training.sheets import SIDE, draw_captioned
 from udr.artifacts import replacing
 from udr.data import read_rows
 from udr.errors import ConfigError, DataError, UDRWarning
+from udr.selection import TAG
 from udr.types import Media, Progress, Query
 
 __all__ = ["Labelling", "attention_picture", "draw_labels", "label_things"]
 
-AT_ONCE = 256  # things between two writes
+AT_ONCE = 64  # things between two writes, with their files where rows hold them
 SHOWN = 8  # labels of a picture on a sheet
 POOLS = (".jsonl", ".ndjson", ".csv")
 TABLE = pa.schema([("id", pa.string()), ("labels", pa.list_(pa.string())), ("confidences", pa.list_(pa.float32()))])
@@ -54,10 +55,11 @@ class Labelling:
 
 @dataclass(frozen=True, slots=True)
 class _Thing:
-    """What is labelled, and the row that it comes from."""
+    """What is labelled, and the row that it comes from; `bare`: the row lacks the picture, which is to stand in it."""
 
     query: Query
     row: Mapping[str, Any]
+    bare: bool = False
 
 
 class _Write(Protocol):
@@ -78,8 +80,9 @@ def label_things(
 ) -> Labelling:
     """Label what a source holds and write FILE.jsonl or FILE.parquet.
 
-    A .jsonl holds the source's rows with `metadata` of their labels and confidences (see `embed.labeller.as_metadata`),
-    as a pool that a service loads and filters; a .parquet holds ids and lists of labels and confidences.
+    A .jsonl holds the source's rows with `metadata` of their labels and confidences (see `embed.labeller.as_metadata`)
+    instead of earlier ones, as a pool that a service loads and filters; pictures of a folder or a table become
+    demonstrations that hold them. A .parquet holds ids and lists of labels and confidences.
 
     Args:
         source: pictures as a folder or a .parquet with `image`; or rows with `input` or `text`, or with `media` or an
@@ -94,15 +97,16 @@ def label_things(
         progress: told after each group.
 
     Raises:
-        DataError: no such source, or nothing in it can be read.
+        DataError: no such source, a row of another form, or nothing in it can be read.
         ConfigError: another ending of `out`.
     """
     if out.suffix not in (".jsonl", ".parquet"):
         raise ConfigError(f"--out {out}: expected FILE.jsonl or FILE.parquet")
     done, seen = Labelling(), 0
+    most = 0 if source.suffix in POOLS else most_pictures(source)
     with _writing(out) as write:
         for group in batches(_things(source, labeller, split), AT_ONCE):
-            things, labels = _labelled(group, labeller, beam, threshold)
+            things, labels = _labelled(group, labeller, beam, threshold, out.suffix == ".jsonl")
             write(things, labels)
             seen += len(group)
             done.things += len(things)
@@ -113,7 +117,7 @@ def label_things(
             if keep:
                 done.rows += [{"id": query.id, "labels": _plain(found)} for query, found in pairs]
             if progress:
-                progress(seen, 0 if source.suffix in POOLS else most_pictures(source))
+                progress(seen, most)
         if not done.things:
             raise DataError(f"{source}: " + (f"none of {seen} things can be read" if seen else "no rows"))
     return done
@@ -125,68 +129,96 @@ def _plain(labels: Sequence[Label]) -> list[dict[str, Any]]:
 
 def _things(source: Path, labeller: Labeller, split: str | None) -> Iterator[_Thing]:
     if labeller.reads == "image" and source.suffix not in POOLS:
-        for name, picture, label in picture_rows(source, split):
-            row = {"id": name} if label is None else {"id": name, "label": label}
+        for name, picture, label in picture_rows(source, split, ids=True):
+            row = {"id": _encodable(name, str(source)), "input": "", "output": label or ""}
             # a path is opened when its turn comes; a table's bytes are there
             media = Media("image", data=picture) if isinstance(picture, bytes) else Media("image", uri=str(picture))
-            yield _Thing(Query(name, "", media=(media,)), row)
+            yield _Thing(Query(name, "", media=(media,)), row, bare=True)
         return
     for line, row in read_rows(source):
         if split is not None and str(row.get("split") or "train") != split:
             continue
         where = f"{source}:{line}"
-        name = str(row.get("id") or f"{source.name}:{line}")
+        name = _encodable(str(row.get("id") or f"{source.name}:{line}"), where)
+        if not isinstance(row.get("metadata") or {}, Mapping) or not isinstance(row.get("media") or [], list):
+            raise DataError(f"{where}: `media` must be a list and `metadata` an object")
         if labeller.reads == "text":
-            text = next((str(row[key]) for key in ("input", "text") if row.get(key)), "")
-            if not text:
-                raise DataError(f"{where}: no column input or text")
+            text = next((row[key] for key in ("input", "text") if row.get(key)), None)
+            if not isinstance(text, str):
+                raise DataError(f"{where}: no column input or text that holds a text")
+            _encodable(text, where)
             yield _Thing(Query(name, text), {k: v for k, v in row.items() if not isinstance(v, bytes)} | {"id": name})
         else:
             yield _Thing(Query(name, "", media=(_picture(row, source, where),)), {**row, "id": name})
 
 
+def _encodable(text: str, where: str) -> str:
+    """The same text, where a file can hold it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # halves of a pair, which JSON can escape
+        raise DataError(f"{where}: {text[:40]!r} holds half a character") from None
+    return text
+
+
 def _picture(row: Mapping[str, Any], source: Path, where: str) -> Media:
     for one in row.get("media") or ():
-        if isinstance(one, Mapping) and one.get("kind") == "image" and isinstance(one.get("uri"), str):
-            return Media("image", uri=one["uri"])
+        uri = one.get("uri") if isinstance(one, Mapping) and one.get("kind") == "image" else None
+        if isinstance(uri, str) and uri:
+            return Media("image", uri=uri if _holds_bytes(uri) else str(source.parent / uri))
     if isinstance(row.get("image"), str) and row["image"]:
         return Media("image", uri=str(source.parent / row["image"]))
     raise DataError(f"{where}: no media of kind image, and no column image")
 
 
 def _labelled(
-    group: Sequence[_Thing], labeller: Labeller, beam: int, threshold: float
+    group: Sequence[_Thing], labeller: Labeller, beam: int, threshold: float, as_lines: bool
 ) -> tuple[list[_Thing], list[tuple[Label, ...]]]:
-    """Those of a group that can be read, and their labels."""
+    """Those of a group that can be read, and their labels; `as_lines`: rows are to hold what a pool needs."""
     if labeller.reads == "text":
         return list(group), labeller.label([thing.query for thing in group], beam, threshold)
     things, pixels = [], []
     for thing in group:
         try:
-            pixels.append(_pixels(thing.query, labeller.size))
+            raw = _bytes(thing.query)
+            pixels.append(pixels_of(open_picture(raw, thing.query.id), labeller.size))
+            if as_lines and thing.bare:
+                media = [{"kind": "image", "uri": Media("image", data=raw).address}]
+                thing = _Thing(thing.query, {**thing.row, "media": media})
             things.append(thing)
         except DataError as error:
             warn(f"left out: {error}", UDRWarning, stacklevel=2)
     return things, labeller.label_pixels(np.stack(pixels), beam, threshold) if things else []
 
 
-def _pixels(query: Query, size: int) -> NDArray[np.uint8]:
+def _bytes(query: Query) -> bytes:
     media = query.media[0]
-    local = media.uri and not media.uri.startswith("data:")
-    return pixels_of(open_picture(Path(media.uri) if local else picture_bytes(media, query.id), query.id), size)
+    return picture_bytes(Path(media.uri) if media.uri and not _holds_bytes(media.uri) else media, query.id)
+
+
+def _holds_bytes(uri: str) -> bool:
+    return uri[:5].lower() == "data:"
+
+
+def _line(thing: _Thing, labels: Sequence[Label]) -> bytes:
+    """A row of a pool; labels that it had before are not its own any more."""
+    stated = {k: v for k, v in (thing.row.get("metadata") or {}).items() if not k.startswith(TAG)}
+    row = {**thing.row, "metadata": {**stated, **as_metadata(labels)}}
+    try:
+        return (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    except (TypeError, ValueError) as error:  # times and bytes, numbers that are none, halves of characters
+        reason = str(error) if isinstance(error, TypeError) else "a number that is none, or half a character"
+        raise DataError(f"{thing.query.id}: a value that JSON does not hold ({reason})") from None
 
 
 @contextmanager
 def _writing(out: Path) -> Iterator[_Write]:
     with replacing(out) as temporary:
         if out.suffix == ".jsonl":
-            with temporary.open("w", encoding="utf-8") as file:
+            with temporary.open("wb") as file:
 
                 def write_lines(things: Sequence[_Thing], labels: Sequence[tuple[Label, ...]]) -> None:
-                    for thing, found in zip(things, labels, strict=True):
-                        stated = thing.row.get("metadata") or {}
-                        row = {**thing.row, "metadata": {**stated, **as_metadata(found)}}
-                        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    file.writelines(_line(thing, found) for thing, found in zip(things, labels, strict=True))
 
                 yield write_lines
             return
@@ -220,7 +252,7 @@ def draw_labels(shown: Sequence[tuple[Query, tuple[Label, ...]]], out: Path, tit
     """
     rows = []
     for query, labels in shown:
-        pixels = _pixels(query, SIDE)
+        pixels = pixels_of(open_picture(_bytes(query), query.id), SIDE)
         row = [(pixels, query.id)]
         for label in labels[:SHOWN]:
             seen = pixels if label.attention is None else attention_picture(pixels, label.attention)

@@ -84,7 +84,7 @@ def read_labelled(source: Path, split: str | None = None) -> list[Labelled]:
             columns = [name for name in SCHEMA.names if name in known]
             parts = table.iter_batches(batch_size=AT_ONCE, columns=columns)
             rows = [row for batch in parts for row in batch.to_pylist()]
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:
         raise DataError(f"{source}: not Parquet ({str(error).splitlines()[0]})") from None
     found = [_row(row, f"{source}:{number}") for number, row in enumerate(rows, 1)]
     chosen = [one for one in found if split is None or one.split == split]

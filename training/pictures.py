@@ -78,8 +78,13 @@ T = TypeVar("T")
 Row = tuple[str, bytes | Path, str | None]  # name, picture, label
 
 
-def picture_rows(source: Path, split: str | None) -> Iterator[Row]:
+def picture_rows(source: Path, split: str | None, ids: bool = False) -> Iterator[Row]:
     """Name, picture and label of each, in an order that does not change.
+
+    Args:
+        source: a folder or a table.
+        split: of a table.
+        ids: rows of a table go by its column `id`, where it has one and they have an id.
 
     Raises:
         DataError: no folder, and no Parquet table with a column `image`; a split where there are none; labels in some
@@ -104,7 +109,8 @@ def picture_rows(source: Path, split: str | None) -> Iterator[Row]:
                 labelled.add(label is None)
                 if len(labelled) > 1:
                     raise DataError(f"{source}:{number}: some rows have a label and others have none")
-                yield f"{source.name}:{number}", raw if isinstance(raw, bytes) else b"", label
+                name = str(row.get("id") or "") if ids else ""
+                yield name or f"{source.name}:{number}", raw if isinstance(raw, bytes) else b"", label
 
 
 def folder_rows(folder: Path, endings: tuple[str, ...]) -> Iterator[tuple[str, Path, str | None]]:
@@ -138,10 +144,10 @@ def _batches_of(source: Path, split: str | None) -> Iterator[list[dict[str, Any]
             for column in ("image", *(["split"] if split is not None else [])):
                 if column not in known:
                     raise DataError(f"{source}: no column {column!r}; it has {', '.join(known)}")
-            columns = [name for name in ("image", "label", "split") if name in known]
+            columns = [name for name in ("id", "image", "label", "split") if name in known]
             for batch in table.iter_batches(batch_size=256, columns=columns):
                 yield batch.to_pylist()
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:
         raise DataError(f"{source}: not Parquet ({str(error).splitlines()[0]})") from None
 
 

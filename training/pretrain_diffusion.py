@@ -18,7 +18,7 @@ from training.sheets import draw_rows
 from training.synthesis.canvases import Canvases
 from training.synthesis.model import own_model, save_text_to_image
 from training.synthesis.network import build_network
-from training.synthesis.vocabulary import Vocabulary
+from training.synthesis.vocabulary import Vocabulary, words_of
 from udr.errors import MissingDependencyError
 
 __all__ = ["build_diffusion", "network_shape", "read_canvases", "train_diffusion"]
@@ -50,7 +50,7 @@ def build_diffusion(config: PretrainConfig, canvases: Canvases) -> tuple[Diffusi
         ConfigError: sizes that do not fit each other, or captions that are longer than what is read.
     """
     vocabulary = Vocabulary.of(canvases.names, config.diffusion.length)
-    longest = sorted(canvases.names, key=lambda name: len(name.split()))[-config.diffusion.things :]
+    longest = sorted(canvases.names, key=lambda name: len(words_of(name)))[-config.diffusion.things :]
     vocabulary.padded(" and ".join(f"a {name}" for name in longest))
     torch.manual_seed(config.seed)
     net = build_network(**network_shape(config, vocabulary))

@@ -142,7 +142,7 @@ class CrossModalSettings(StrictConfig):
 class LabelsSettings(StrictConfig):
     """Chen et al. 2018, arXiv 1707.05495."""
 
-    reads: Literal["image", "text"] = "image"  # what is labelled
+    reads: Literal["image", "text"] = "image"  # what is labelled; without `encoder` 24 words of a text at most
     # of true labels, when they are asked for; order_free: the one that the model finds most probable comes next;
     # bce: none, each label by itself
     order: Literal["order_free", "frequent_first", "rare_first", "bce"] = "order_free"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,20 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 from labelled_things import labelled
+from PIL import Image
 
 from embed.labeller import Labeller, save_labeller
 from embed.labelling import build_label_net
+from embed.media import open_picture
 from embed.towers import grams_of
+from serving import tagging
 from serving.app import create_app
+from serving.schemas import MOST_METADATA
 from serving.settings import Settings
+from serving.tagging import Tagger, open_tagger
 from tests.serving.tools import finished
 from udr.errors import ArtifactError
+from udr.types import Demonstration, Media
 
 SHAPE = {"backbone": "conv", "size": 24, "width": 16, "token_dim": 0, "hidden": 16, "attention": 8, "embedding": 4}
 WORDS = {"sun": ("a sunny day", "sun and sand"), "snow": ("snow at night", "cold snow")}
@@ -73,9 +80,6 @@ def test_what_comes_in_is_tagged_by_any_way_and_filtered_by_it(tagged: Settings)
 
 
 def test_what_a_demonstration_says_of_itself_stays_and_what_cannot_be_read_is_left(labeller: Path) -> None:
-    from serving.tagging import Tagger, open_tagger
-    from udr.types import Demonstration, Media
-
     stated = Demonstration("a", "a sunny day", "x", metadata={"label:sun": "mine"})
     (found,) = open_tagger(labeller)([stated])
     assert found.metadata == {"label:sun": "mine"}
@@ -92,6 +96,27 @@ def test_what_a_demonstration_says_of_itself_stays_and_what_cannot_be_read_is_le
     none, bad, fine = pictures(given)
     assert (none, bad) == (given[0], given[1])
     assert set(fine.metadata) == {"label:a", "label:b"}
+    full = {str(i): "x" for i in range(MOST_METADATA - 1)}
+    torch.nn.init.constant_(net.maps.weight, 0.0)
+    net.maps.bias.data = torch.tensor([2.0, 9.0])
+    (only,) = pictures([replace(given[2], metadata=full)])  # the surest one still fits
+    assert set(only.metadata) - set(full) == {"label:b"}
+    (more,) = pictures([replace(given[2], metadata=full | {"a": "x", "b": "x"})])
+    assert len(more.metadata) == MOST_METADATA + 1  # of itself it may say what it likes
+
+
+def test_a_picture_is_opened_once_and_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[bool] = []
+    pictures = Tagger(Labeller(build_label_net("image", 2, **SHAPE), "image", ["a", "b"], size=24, most=2))
+
+    def watched(*given: Any) -> Image.Image:
+        opened.append(pictures._lock.locked())
+        return open_picture(*given)
+
+    monkeypatch.setattr(tagging, "open_picture", watched)
+    media = [Media("image", data=row.image) for row in labelled(3)]
+    pictures([Demonstration(str(i), "x", "y", media=(one,)) for i, one in enumerate(media)])
+    assert opened == [True] * 3
 
 
 def test_a_missing_labeller_is_told_at_the_start(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +18,20 @@ from PIL import Image
 from tiny_encoder import write_encoder
 from typer.testing import CliRunner
 
+import embed.labeller
 from embed.label_search import beam_search
-from embed.labeller import Labeller, as_metadata, load_labeller, open_text_encoder
+from embed.labeller import Labeller, as_metadata, load_labeller, open_text_encoder, text_inputs
 from embed.labelling import LabelNet, build_label_net, next_log_p
 from embed.registry import open_encoder
+from serving.loading import batches
+from serving.schemas import DemonstrationBody
 from training.cli import app
 from training.label_metrics import label_scores
 from training.label_things import attention_picture, label_things
 from training.labelled import label_names, prepare_labelled, read_labelled, write_labelled
 from training.methods.labels import Labels
 from training.moves import whole_pictures
+from training.pictures import picture_rows
 from training.pretrain import pretrain
 from training.pretrain_labels import confidences
 from training.pretrain_settings import PretrainConfig
@@ -40,7 +46,8 @@ from udr.errors import (
     UnknownNameError,
 )
 from udr.filters import Codebook, parse_filter
-from udr.types import Query
+from udr.tasks import infer_spec
+from udr.types import Demonstration, Query
 
 CONFIG = Path(__file__).parents[2] / "training/configs/pretrain/labels.yaml"
 
@@ -242,6 +249,105 @@ def test_a_pool_keeps_its_rows_and_its_metadata(folder: Path, texts: Path, tmp_p
         assert found["input"] == row.text
         assert found["metadata"].pop("year") == "1999"
         assert set(found["metadata"]) == {f"label:{name}" for name in row.labels}
+
+
+def test_pictures_become_lines_that_a_pool_of_the_service_takes(folder: Path, table: Path, tmp_path: Path) -> None:
+    (tmp_path / "pictures/red").mkdir(parents=True)
+    (tmp_path / "pictures/red/p.png").write_bytes(labelled(1)[0].image)
+    (tmp_path / "pictures/red/q.png").write_bytes(b"no picture")
+    for source, split, ids, output in (
+        (tmp_path / "pictures", None, ["red/p.png"], "red"),
+        (table, "test", [f"test/{i}" for i in range(40)], ""),
+    ):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UDRWarning)
+            label_things(source, load_labeller(folder, "cpu"), tmp_path / "pool.jsonl", split=split)
+        bodies = [
+            DemonstrationBody.model_validate_json(line) for line in (tmp_path / "pool.jsonl").read_text().splitlines()
+        ]
+        assert [body.id for body in bodies] == ids
+        assert {(body.input, body.output) for body in bodies} == {("", output)}
+        known = [Demonstration("a", "x", "red"), Demonstration("b", "x", "")]
+        with (tmp_path / "pool.jsonl").open("rb") as file:
+            (batch,) = batches(file, "ndjson", 0, 0, infer_spec("pool", known), 1000)
+        assert not batch.refused
+        assert batch.demonstrations[0].media[0].uri.startswith("data:image/png;base64,")
+        assert batch.demonstrations[0].metadata.keys() <= {f"label:{name}" for name in PATCHES}
+
+
+def test_labels_from_before_go_and_addresses_lie_beside_the_table(folder: Path, tmp_path: Path) -> None:
+    row = labelled(1)[0]
+    (tmp_path / "p.png").write_bytes(row.image)
+    media = [{"kind": "image", "uri": ""}]
+    rows = [
+        {"id": "a", "image": "p.png", "media": media, "metadata": {"label:zebra": "0.9", "year": "1"}},
+        {"id": "b", "media": [*media, {"kind": "image", "uri": "p.png"}]},
+    ]
+    (tmp_path / "pool.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    label_things(tmp_path / "pool.jsonl", load_labeller(folder, "cpu"), tmp_path / "out.jsonl")
+    first, second = (json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines())
+    assert first["metadata"].pop("year") == "1"
+    assert set(first["metadata"]) == set(second["metadata"]) == {f"label:{name}" for name in row.labels}
+    assert second["media"] == rows[1]["media"]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"input": "a", "metadata": "x"}, "pool.jsonl:1: `media` must be a list and `metadata` an object"),
+        ({"input": "a", "media": 3}, "`media` must be a list"),
+        ({"input": 3}, "no column input or text that holds a text"),
+        ({"input": "\ud800"}, "holds half a character"),
+        ({"id": "\ud800", "input": "a"}, "holds half a character"),
+        ({"input": "a", "more": "\ud800"}, "pool.jsonl:1: a value that JSON does not hold"),
+        ({"input": "a", "more": float("nan")}, "a value that JSON does not hold"),
+        ({"input": "a", "when": datetime(2020, 1, 1)}, "a value that JSON does not hold .*datetime"),
+        ({"input": "a", "more": {"raw": b"x"}}, "a value that JSON does not hold .*bytes"),
+    ],
+)
+def test_rows_of_another_form_are_told_in_a_line(
+    texts: Path, tmp_path: Path, row: dict[str, object], message: str
+) -> None:
+    if "datetime" in message or "bytes" in message:
+        pq.write_table(pa.Table.from_pylist([row]), tmp_path / "pool.parquet")
+    else:
+        (tmp_path / "pool.jsonl").write_text(json.dumps(row))
+    (source,) = tmp_path.iterdir()
+    with pytest.raises(DataError, match=message) as told:
+        label_things(source, load_labeller(texts, "cpu"), tmp_path / "out.jsonl")
+    assert "\n" not in str(told.value)
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_a_path_that_is_none_is_left_out(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "pool.jsonl").write_text(json.dumps({"image": "p\0.png"}) + "\n" + json.dumps({"image": "\ud800"}))
+    with pytest.warns(UDRWarning, match="cannot be read"), pytest.raises(DataError, match="none of 2 things"):
+        label_things(tmp_path / "pool.jsonl", load_labeller(folder, "cpu"), tmp_path / "out.jsonl")
+
+
+def test_damaged_tables_are_told_by_their_name(table: Path, tmp_path: Path) -> None:
+    raw, own = table.read_bytes(), pq.read_metadata(table).row_group(0).column(1)
+    start = own.dictionary_page_offset or own.data_page_offset
+    (tmp_path / "bad.parquet").write_bytes(raw[:start] + b"\xff" * 64 + raw[start + 64 :])
+    with pytest.raises(DataError, match=r"bad\.parquet: not Parquet"):
+        read_labelled(tmp_path / "bad.parquet")
+    with pytest.raises(DataError, match=r"bad\.parquet: not Parquet"):
+        list(picture_rows(tmp_path / "bad.parquet", None))
+
+
+def test_features_of_texts_that_memory_cannot_hold_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    encoder = open_text_encoder(str(write_encoder(tmp_path / "bert", ["a red patch"])), "cpu")
+    texts, read = ["a red patch", "red", "a"], []
+    whole = text_inputs(texts, encoder)
+    assert whole.shape == (3, 5, encoder.dim)
+    own = encoder.encode_tokens
+    monkeypatch.setattr(encoder, "encode_tokens", lambda queries: read.append(len(queries)) or own(queries))
+    monkeypatch.setattr(embed.labeller, "READ_AT_ONCE", 1)
+    torch.testing.assert_close(text_inputs(texts, encoder), whole, atol=1e-5, rtol=1e-4)
+    monkeypatch.setattr(embed.labeller, "MOST_BYTES", whole.numel() * 4 - 1)
+    with pytest.raises(DataError, match=r"3 texts of up to 5 tokens take .* GB"):
+        text_inputs(texts, encoder)
+    assert read == [1, 1, 1, 1]  # refused at the first
 
 
 def test_confidence_is_what_the_paths_agree_on_and_the_label_by_itself(folder: Path, table: Path) -> None:

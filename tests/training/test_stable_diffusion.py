@@ -126,7 +126,7 @@ def test_blocks_of_two_by_two_latents_are_moved_to_the_boxes(model: TextToImage)
 def test_the_command_takes_stable_diffusion(pipeline_folder: Path, tmp_path: Path, udr: Callable[..., Outcome]) -> None:
     layout = tmp_path / "layout.yaml"
     layout.write_text("scenes: [{prompt: a dog and a cat, boxes: {dog: [0, 0, 0.5, 1]}, count: 2}]")
-    words = ("--layout", layout, "--out", tmp_path / "made.parquet", "--steps", 3, "--least", 0)
+    words = ("--layout", layout, "--out", tmp_path / "made.parquet", "--steps", 4, "--least", 0)
     done = udr("synthesize", "--model", f"sd:{pipeline_folder}", *words)
     assert done.code == 0, done.err
     assert "2 of 2 pictures" in done.out

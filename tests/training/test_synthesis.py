@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -192,6 +193,9 @@ def test_settings_that_do_not_fit_are_told_before_training(tmp_path: Path) -> No
         with pytest.raises(ConfigError, match=words):
             pretrain(config(tmp_path, **other), "cpu")
     assert not (tmp_path / "out" / "model").exists()
+    names: Any = SimpleNamespace(names=["red-ring-one-two-three-four-five", "a b", "c d"])  # signs part words too
+    with pytest.raises(ConfigError, match="12 words, and the model reads 10"):
+        build_diffusion(config(tmp_path), names)
 
 
 def test_a_damaged_model_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -264,7 +268,15 @@ def test_watching_changes_nothing_and_ends(model: TextToImage) -> None:
             torch.testing.assert_close(seen[0].sum(2), torch.ones(seen[0].shape[:2]))
     with pytest.raises(UnknownNameError, match="layer of cross-attention"), watching(model.unet, "mid"):
         pass
-    assert layer_side(model) == 8
+    assert layer_side(model) == 8  # by one step, which is even
+    assert model.times(500).diff().unique().tolist() == [-2]
+    for steps in (0, 7, 999, 1000):
+        with pytest.raises(ConfigError, match=f"--steps {steps}: expected a divisor of 1000 up to 500"):
+            model.times(steps)
+    words = "a ring and a ring and a ring and red"  # as many as are read
+    assert model.places(words, "red") == [model.length - 2]
+    with pytest.raises(ConfigError, match="does not hold 'cross'"):
+        model.places(words + " cross", "cross")  # where the end is
     with pytest.raises(ConfigError, match="does not hold 'ring red'"):
         model.places("a red ring", "ring red")
 
@@ -324,7 +336,7 @@ def test_new_noise_lies_under_the_region_alone_and_changes_it_most(model: TextTo
     differs = (found != noise).any(0)
     assert differs[:4, 4:].all()
     assert differs.sum() == 16
-    pictures = repaint(model, "a red ring", noise, region, [9, 10], steps=6)
+    pictures = repaint(model, "a red ring", noise, region, [9, 10], steps=5)
     assert pictures.shape == (3, 3, 16, 16)
     for other in pictures[1:]:
         inside, outside = changes(pictures[0], other, region)
@@ -360,6 +372,7 @@ def test_boxes_become_whole_cells(tmp_path: Path) -> None:
         ("scenes: [{prompt: a ring, boxes: {ring: [0, 0, 1]}}]", "boxes.ring"),
         ("scenes: [{prompt: a ring, boxes: {ring: [0, 0, 1, 1]}, label: ' '}]", "a label without letters"),
         ("scenes: [{promt: a ring, boxes: {ring: [0, 0, 1, 1]}}]", "did you mean prompt|Field required"),
+        ("scenes: [{prompt: a ring, boxes: {ring: [0, 0, 1, 1]}, count: 100001}]", "scenes.0.count"),
         ("scenes: [", "not YAML"),
     ],
 )
@@ -424,6 +437,9 @@ def test_commands_refuse_what_cannot_be_in_one_line(folder: Path, tmp_path: Path
         ((tmp_path / "x.csv",), "expected FILE.parquet"),
         ((tmp_path / "x.parquet", "--sheet", "x.jpg"), "expected FILE.png"),
         ((tmp_path / "x.parquet",), "unknown word 'pink'"),
+        ((tmp_path / "x.parquet", "--steps", 30), "--steps 30: expected a divisor of 1000 up to 500, such as 20"),
+        ((tmp_path / "x.parquet", "--steps", 1000), "--steps 1000: expected a divisor"),
+        ((tmp_path / "x.parquet", "--pool", layout / "p.ndjson"), "p.ndjson: cannot be written"),
         ((tmp_path / "x.parquet", "--layer", "mid"), "unknown layer of cross-attention 'mid'"),
     ):
         done = udr(*words, *more)

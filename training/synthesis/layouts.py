@@ -22,7 +22,7 @@ class Scene(StrictConfig):
     prompt: str = Field(min_length=1)  # holds each phrase of `boxes`
     boxes: dict[str, Share] = Field(min_length=1)  # of phrases, x0, y0, x1, y1 as shares of the sides
     label: str | None = None  # of the pictures; none: the first phrase
-    count: int = Field(default=8, ge=1)  # pictures that are wanted
+    count: int = Field(default=8, ge=1, le=100_000)  # pictures that are wanted
     split: str = "train"  # of the table
 
     @field_validator("boxes")

@@ -24,6 +24,8 @@ __all__ = ["KIND", "TextToImage", "load_text_to_image", "own_model", "save_text_
 
 KIND = "text_to_image"  # of a model folder
 WEIGHTS = "model.safetensors"
+TIMES = 1000  # that schedulers count noise by
+SUCH_STEPS = "20, 25, 40, 50 or 100"
 
 
 @dataclass(frozen=True)
@@ -74,12 +76,17 @@ class TextToImage:
         for start in range(len(whole) - len(part) + 1):
             if part and whole[start : start + len(part)] == part:
                 found = [self.begin + start + i for i in range(len(part))]
-                if found[-1] < self.length:
+                if found[-1] < self.length - 1:  # the last place holds the end, which is no word
                     return found
         raise ConfigError(f"the prompt {prompt[:80]!r} does not hold {phrase!r}")
 
     def times(self, steps: int) -> Tensor:
-        """The times of so many steps, the first one first."""
+        """The times of so many steps, the first one first.
+
+        Raises:
+            ConfigError: as `check_steps`.
+        """
+        check_steps(steps)
         self.scheduler.set_timesteps(steps, device=self.device)
         found: Tensor = self.scheduler.timesteps
         return found
@@ -113,6 +120,12 @@ class TextToImage:
             if after_step:
                 after_step(number, latents)
         return latents
+
+
+def check_steps(steps: int) -> None:
+    """Raise ConfigError where steps of sampling would not lie evenly on the times that were learnt."""
+    if not 1 <= steps <= TIMES // 2 or TIMES % steps:  # of as many as times some schedulers step past the last one
+        raise ConfigError(f"--steps {steps}: expected a divisor of {TIMES} up to {TIMES // 2}, such as {SUCH_STEPS}")
 
 
 def own_model(net: TextToImageNet, vocabulary: Vocabulary, size: int, patch: int, fingerprint: str) -> TextToImage:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,22 @@ from training.sheets import SIDE, draw_rows
 from training.synthesis.layouts import Scene
 from training.synthesis.synthesize import Made
 from udr.artifacts import replacing, write_atomically
-from udr.errors import DataError
+from udr.errors import ArtifactError, DataError
 from udr.types import Media
 
-__all__ = ["BOXES", "as_json", "draw_made", "write_pool", "write_table"]
+__all__ = ["BOXES", "as_json", "check_writable", "draw_made", "write_pool", "write_table"]
 
 BOXES = pa.list_(pa.struct([("phrase", pa.string()), *((edge, pa.float32()) for edge in ("x0", "y0", "x1", "y1"))]))
 INKS = ("#b8450a", "#00795a", "#1f6feb", "#8250df")  # of boxes; told apart in every kind of colour vision
 IN_ROW, ROWS = 8, 16  # pictures of a row of the sheet, and rows at most
+
+
+def check_writable(*paths: Path) -> None:
+    """Raise ArtifactError where a file could not be written, before minutes are spent on what it is to hold."""
+    for path in paths:
+        above = next((folder for folder in path.absolute().parents if folder.exists()), path.parent)
+        if path.is_dir() or not above.is_dir() or not os.access(above, os.W_OK):
+            raise ArtifactError(f"{path}: cannot be written")
 
 
 def id_of(made: Made) -> str:
