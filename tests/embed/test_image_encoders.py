@@ -97,8 +97,23 @@ def saved_sentences(folder: Path, seed: int = 0) -> str:
     return f"st:{folder}"
 
 
+def translator(folder: Path, seed: int = 0) -> Path:
+    from embed.translation import calibrate, save_translator
+    from embed.translation_nets import TranslationNet
+
+    shape = {"size": 32, "width": 4, "blocks": 1, "attribute_blocks": 2, "attributes": 3}
+    torch.manual_seed(seed)
+    net = TranslationNet(**shape)
+    noise = np.random.default_rng(seed).integers(0, 120, (2, 12, 3, 32, 32))
+    calibrate(net, (noise[0].astype(np.uint8), (noise[1] + 130).astype(np.uint8)))
+    save_translator(net, ("dark", "light"), shape, folder, {"method": "drit"})
+    return folder
+
+
 ADDRESSES: dict[str, Callable[..., str]] = {
     "artifact": own,
+    "content": lambda folder, seed=0: f"content:{translator(folder, seed)}",
+    "attribute": lambda folder, seed=0: f"attribute:{translator(folder, seed)}",
     "hf: tokens": vision,
     "hf: cells": cells,
     "hf: the pictures' part": clip,
@@ -132,9 +147,10 @@ def test_an_image_encoder_gives_a_unit_vector_a_picture_alone_in_a_batch_and_aga
 
 
 def test_more_pictures_than_go_at_once_keep_their_order(encoder: Encoder) -> None:
+    # an attribute's axes are whitened, which magnifies rounding; other pictures lie apart by far more
     many = [QUERIES[i % 4] for i in range(AT_ONCE + 3)]
     np.testing.assert_allclose(
-        encoder.encode_queries(many), encoder.encode_queries(QUERIES)[np.arange(35) % 4], atol=1e-5
+        encoder.encode_queries(many), encoder.encode_queries(QUERIES)[np.arange(35) % 4], atol=1e-4
     )
 
 
