@@ -137,9 +137,19 @@ def test_every_figure_of_what_pictures_teach_stands_in_a_benchmark_result() -> N
 def test_every_figure_of_many_tasks_stands_in_a_benchmark_result() -> None:
     (table,) = [table for name, table in TABLES if name == "multi_task"]
     found = result("multi_task")["rows"]
-    named = {"alone": "alone", "plain sharing, equal": "equal", "MTI-Net, equal": "mti"}
+    named = {
+        "alone": "alone",
+        "plain sharing, equal": "equal",
+        "factors by hand": "fixed",
+        "branched by affinity": "branched_affinity",
+        "branched at random, first": "branched_random_0",
+        "second": "branched_random_1",
+        "third": "branched_random_2",
+        "MTI-Net, equal": "mti",
+        "MTI-Net, factors by hand": "mti_fixed",
+    }
     for title, *cells in rows(table):
-        row = found[named[title]]
+        row = found[named.get(title) or f"weighting_{title.lower()}"]
         told = [f"{row['semseg']:.3f}", f"{row['depth']:.4f}", f"{row['edges']:.3f}", f"{row['saliency']:.3f}"]
         if "delta_mtl" in row:
             told += [f"{row['delta_mtl']:+.1f} %".replace("-", "−"), f"{row['parameters']:,}"]
