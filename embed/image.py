@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from udr.devices import choose_device
 from udr.errors import ArtifactError
 from udr.types import Demonstration, FloatArray, Query
 
-__all__ = ["ImageEncoder", "encode_pictures", "load_image_encoder", "save_backbone"]
+__all__ = ["ImageEncoder", "PictureEncoder", "encode_pictures", "load_image_encoder", "save_backbone"]
 
 KIND = "image"  # of an encoder folder
 WEIGHTS = "model.safetensors"
@@ -43,7 +44,43 @@ def encode_pictures(
     return found
 
 
-class ImageEncoder:
+class PictureEncoder(ABC):
+    """What encoders share that see a picture as a square of one size: they say how pixels become vectors."""
+
+    @property
+    @abstractmethod
+    def dim(self) -> int:
+        """Numbers of a vector."""
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """Pixels of a side."""
+
+    @abstractmethod
+    def encode_pixels(self, pixels: NDArray[np.uint8]) -> FloatArray:
+        """Vectors of pictures (n, 3, size, size), float32 (n, d)."""
+
+    def encode_queries(self, queries: Sequence[Query], instruction: str = "") -> FloatArray:
+        """Vectors of queries' pictures, float32 (n, d).
+
+        Raises:
+            DataError: a query without a picture, or one that cannot be opened.
+        """
+        return encode_pictures(
+            queries, self.dim, lambda p: self.encode_pixels(np.stack([pixels_of(x, self.size) for x in p]))
+        )
+
+    def encode_demonstrations(self, demonstrations: Sequence[Demonstration], instruction: str = "") -> FloatArray:
+        """Vectors of demonstrations' pictures, float32 (m, d)."""
+        return self.encode_queries([d.query for d in demonstrations])
+
+    def tokens_cut(self, texts: Sequence[Query | Demonstration], instruction: str = "") -> list[int]:
+        """Nothing of a picture is left out."""
+        return [0] * len(texts)
+
+
+class ImageEncoder(PictureEncoder):
     """Vectors of length 1 of pictures; a text beside them is not read, and a demonstration is its picture."""
 
     def __init__(self, backbone: Backbone, fingerprint: str) -> None:
@@ -54,24 +91,9 @@ class ImageEncoder:
     def dim(self) -> int:
         return self.backbone.dim
 
-    def encode_queries(self, queries: Sequence[Query], instruction: str = "") -> FloatArray:
-        """Vectors of queries' pictures, float32 (n, d).
-
-        Raises:
-            DataError: a query without a picture, or one that cannot be opened.
-        """
-        size = self.backbone.size
-        return encode_pictures(
-            queries, self.dim, lambda p: self.encode_pixels(np.stack([pixels_of(x, size) for x in p]))
-        )
-
-    def encode_demonstrations(self, demonstrations: Sequence[Demonstration], instruction: str = "") -> FloatArray:
-        """Vectors of demonstrations' pictures, float32 (m, d)."""
-        return self.encode_queries([d.query for d in demonstrations])
-
-    def tokens_cut(self, texts: Sequence[Query | Demonstration], instruction: str = "") -> list[int]:
-        """Nothing of a picture is left out."""
-        return [0] * len(texts)
+    @property
+    def size(self) -> int:
+        return self.backbone.size
 
     def encode_pixels(self, pixels: NDArray[np.uint8]) -> FloatArray:
         """Vectors of pictures (n, 3, size, size), float32 (n, d)."""

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from embed.image import encode_pictures
+from embed.image import PictureEncoder
 from embed.media import media_of, open_picture, pixels_of
 from embed.multi_task_nets import DenseKind, MultiTaskNet, Outputs, build_multi_task_net
 from udr.artifacts import fingerprint_files, read_json, replacing, write_json
 from udr.devices import choose_device
 from udr.errors import ArtifactError, UDRError
-from udr.types import Demonstration, FloatArray, Query
+from udr.types import FloatArray, Query
 
 __all__ = ["KIND", "Attribute", "MultiTaskEncoder", "load_multi_task", "save_multi_task"]
 
@@ -34,7 +34,7 @@ class Attribute(NamedTuple):
     probability: float  # from 0 to 1
 
 
-class MultiTaskEncoder:
+class MultiTaskEncoder(PictureEncoder):
     """Vectors of length 1 of pictures, and what the network's tasks say of them.
 
     Args:
@@ -59,24 +59,9 @@ class MultiTaskEncoder:
     def dim(self) -> int:
         return self.net.dim
 
-    def encode_queries(self, queries: Sequence[Query], instruction: str = "") -> FloatArray:
-        """Vectors of queries' pictures, float32 (n, d).
-
-        Raises:
-            DataError: a query without a picture, or one that cannot be opened.
-        """
-        size = self.net.size
-        return encode_pictures(
-            queries, self.dim, lambda p: self.encode_pixels(np.stack([pixels_of(x, size) for x in p]))
-        )
-
-    def encode_demonstrations(self, demonstrations: Sequence[Demonstration], instruction: str = "") -> FloatArray:
-        """Vectors of demonstrations' pictures, float32 (m, d)."""
-        return self.encode_queries([d.query for d in demonstrations])
-
-    def tokens_cut(self, texts: Sequence[Query | Demonstration], instruction: str = "") -> list[int]:
-        """Nothing of a picture is left out."""
-        return [0] * len(texts)
+    @property
+    def size(self) -> int:
+        return self.net.size
 
     def encode_pixels(self, pixels: NDArray[np.uint8]) -> FloatArray:
         """Vectors of pictures (n, 3, size, size), float32 (n, d)."""

@@ -14,13 +14,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from embed.image import encode_pictures
-from embed.media import pixels_of
+from embed.image import PictureEncoder
 from embed.translation_nets import AXES, TranslationNet
 from udr.artifacts import fingerprint_files, read_json, replacing, write_json
 from udr.devices import choose_device
 from udr.errors import ArtifactError, UnknownNameError
-from udr.types import Demonstration, FloatArray, Query
+from udr.types import FloatArray
 
 __all__ = ["KIND", "Translator", "TranslatorEncoder", "calibrate", "load_translator", "save_translator"]
 
@@ -150,7 +149,7 @@ def _set_styles(net: TranslationNet, statistics: Sequence[Tensor]) -> None:
     net.style_bias.copy_(-(means[0] + means[1]) @ weight / apart)
 
 
-class TranslatorEncoder:
+class TranslatorEncoder(PictureEncoder):
     """Vectors of length 1 of pictures, by their content or by their attribute; a text beside them is not read."""
 
     def __init__(self, translator: Translator, reads: Reads) -> None:
@@ -161,24 +160,9 @@ class TranslatorEncoder:
     def dim(self) -> int:
         return AXES if self.reads == "content" else self.translator.net.attribute_mean.numel() + 1
 
-    def encode_queries(self, queries: Sequence[Query], instruction: str = "") -> FloatArray:
-        """Vectors of queries' pictures, float32 (n, d).
-
-        Raises:
-            DataError: a query without a picture, or one that cannot be opened.
-        """
-        size = self.translator.size
-        return encode_pictures(
-            queries, self.dim, lambda p: self.encode_pixels(np.stack([pixels_of(x, size) for x in p]))
-        )
-
-    def encode_demonstrations(self, demonstrations: Sequence[Demonstration], instruction: str = "") -> FloatArray:
-        """Vectors of demonstrations' pictures, float32 (m, d)."""
-        return self.encode_queries([d.query for d in demonstrations])
-
-    def tokens_cut(self, texts: Sequence[Query | Demonstration], instruction: str = "") -> list[int]:
-        """Nothing of a picture is left out."""
-        return [0] * len(texts)
+    @property
+    def size(self) -> int:
+        return self.translator.size
 
     def encode_pixels(self, pixels: NDArray[np.uint8]) -> FloatArray:
         """Vectors of pictures (n, 3, size, size), float32 (n, d)."""

@@ -8,6 +8,7 @@ of tasks: equal weights are hard to beat.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -23,7 +24,7 @@ Matrix = NDArray[np.float64]
 TINY = 1e-12
 
 
-class Weighting(nn.Module):
+class Weighting(nn.Module, ABC):
     """Turns the losses of a step into gradients.
 
     Parameters, where a method learns its weights, want an optimiser; what it remembers of earlier steps are buffers, so
@@ -34,6 +35,7 @@ class Weighting(nn.Module):
         super().__init__()
         self.tasks = tasks
 
+    @abstractmethod
     def backward(
         self, losses: Sequence[Tensor], shared: Sequence[nn.Parameter], which: Sequence[int] | None = None
     ) -> Tensor:
@@ -42,7 +44,6 @@ class Weighting(nn.Module):
         `which` numbers the tasks of the losses where a step holds some of all; parameters that are not shared belong to
         their task.
         """
-        raise NotImplementedError
 
     def _numbers(self, losses: Sequence[Tensor], which: Sequence[int] | None) -> Tensor:
         numbers = range(self.tasks) if which is None else which
@@ -65,9 +66,9 @@ class LossWeighting(Weighting):
         total.backward()  # type: ignore[no-untyped-call]
         return weights.detach()
 
+    @abstractmethod
     def total(self, losses: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
         """The scalar to go down, and each loss's weight in its gradient (t,)."""
-        raise NotImplementedError
 
 
 class Equal(LossWeighting):
@@ -182,9 +183,9 @@ class GradientWeighting(Weighting):
         """Factors of the losses whose gradients are taken (t,)."""
         return torch.ones(len(numbers), device=numbers.device)
 
+    @abstractmethod
     def weights(self, products: Matrix, losses: Tensor, numbers: Tensor) -> Tensor:
         """c (t,) from the products of gradients (t, t) and the losses as they were given (t,)."""
-        raise NotImplementedError
 
 
 class GradNorm(GradientWeighting):
