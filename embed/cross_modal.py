@@ -11,16 +11,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from embed.audio import MELS, frames_of, open_sound
 from embed.backbones import build_backbone
+from embed.folders import WEIGHTS, save_folder
 from embed.media import open_picture, pixels_of
 from embed.quantizer import Quantised, Quantizer
 from embed.towers import AudioTower, FrozenTower, ImageTower, TextTower, grams_of
-from udr.artifacts import fingerprint_files, read_json, replacing, write_json
+from udr.artifacts import fingerprint_files, read_json
 from udr.devices import choose_device
 from udr.errors import ArtifactError, ConfigError, DataError, FingerprintMismatch
 from udr.types import Demonstration, Encoder, FloatArray, Query
@@ -41,7 +42,6 @@ __all__ = [
 ]
 
 KIND = "cross_modal"  # of an encoder folder
-WEIGHTS = "model.safetensors"
 AT_ONCE = 64  # queries in one forward pass
 Modality = Literal["image", "text", "audio"]
 MODALITIES: tuple[Modality, ...] = get_args(Modality)
@@ -294,11 +294,8 @@ def save_cross_modal(net: CrossModalNet, folder: Path, shape: Mapping[str, Any],
     Raises:
         ArtifactError: the disk is full or the folder cannot be written.
     """
-    weights = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
-    with replacing(folder / WEIGHTS) as temporary:
-        save_file(weights, temporary)
     known = {"kind": KIND, "shape": dict(shape), **facts}
-    write_json(folder / "encoder.json", {**known, "fingerprint": _fingerprint(folder, known)})
+    save_folder(net, folder, known, "encoder.json", _fingerprint)
 
 
 def load_cross_modal(folder: Path, device: str = "auto") -> CrossModalEncoder:

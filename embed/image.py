@@ -12,12 +12,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from embed.backbones import Backbone, build_backbone
+from embed.folders import WEIGHTS, save_folder
 from embed.media import media_of, open_picture, pixels_of
-from udr.artifacts import fingerprint_files, read_json, replacing, write_json
+from udr.artifacts import fingerprint_files, read_json
 from udr.devices import choose_device
 from udr.errors import ArtifactError
 from udr.types import Demonstration, FloatArray, Query
@@ -25,7 +26,6 @@ from udr.types import Demonstration, FloatArray, Query
 __all__ = ["ImageEncoder", "PictureEncoder", "encode_pictures", "load_image_encoder", "save_backbone"]
 
 KIND = "image"  # of an encoder folder
-WEIGHTS = "model.safetensors"
 AT_ONCE = 32  # pictures in one forward pass
 
 
@@ -120,11 +120,8 @@ def save_backbone(backbone: Backbone, folder: Path, facts: dict[str, Any]) -> No
     Raises:
         ArtifactError: the disk is full or the folder cannot be written.
     """
-    weights = {name: value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()}
-    with replacing(folder / WEIGHTS) as temporary:
-        save_file(weights, temporary)
     known = {"kind": KIND, "backbone": backbone.name, "size": backbone.size, **facts}
-    write_json(folder / "encoder.json", {**known, "fingerprint": _fingerprint(folder, known)})
+    save_folder(backbone, folder, known, "encoder.json", _fingerprint)
 
 
 def load_image_encoder(folder: Path, device: str = "auto") -> ImageEncoder:

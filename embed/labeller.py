@@ -13,16 +13,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from embed.backbones import Backbone
+from embed.folders import WEIGHTS, save_folder
 from embed.label_search import Path, beam_search
 from embed.labelling import LabelNet, Reads, Seen, build_label_net
 from embed.media import media_of, open_picture, pixels_of
 from embed.registry import open_encoder
 from embed.towers import grams_of
-from udr.artifacts import fingerprint_files, read_json, replacing, write_json
+from udr.artifacts import fingerprint_files, read_json
 from udr.devices import choose_device
 from udr.encoder import BiEncoder, build_encoder
 from udr.errors import ArtifactError, ConfigError, DataError, FingerprintMismatch
@@ -40,7 +41,7 @@ __all__ = [
     "text_inputs",
 ]
 
-KIND, FILE, WEIGHTS = "labeller", "labeller.json", "model.safetensors"
+KIND, FILE = "labeller", "labeller.json"
 AT_ONCE = 64  # things in one forward pass
 SHAPE = ("backbone", "size", "width", "token_dim", "hidden", "attention", "embedding")  # what a net is made by
 READ_AT_ONCE = 1024  # texts that an encoder is given at once
@@ -245,9 +246,6 @@ def save_labeller(
     Raises:
         ArtifactError: the disk is full or the folder cannot be written.
     """
-    weights = {name: value.detach().cpu().contiguous() for name, value in labeller.net.state_dict().items()}
-    with replacing(folder / WEIGHTS) as temporary:
-        save_file(weights, temporary)
     known = {
         "kind": KIND,
         "reads": labeller.reads,
@@ -258,7 +256,7 @@ def save_labeller(
         "encoder": {"address": address, "fingerprint": labeller.encoder.fingerprint} if labeller.encoder else None,
         **facts,
     }
-    write_json(folder / FILE, {**known, "fingerprint": _fingerprint(folder, known)})
+    save_folder(labeller.net, folder, known, FILE, _fingerprint)
 
 
 def load_labeller(folder: FilePath, device: str = "auto") -> Labeller:

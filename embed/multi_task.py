@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from embed.folders import WEIGHTS, save_folder
 from embed.image import PictureEncoder
 from embed.media import media_of, open_picture, pixels_of
 from embed.multi_task_nets import DenseKind, MultiTaskNet, Outputs, build_multi_task_net
-from udr.artifacts import fingerprint_files, read_json, replacing, write_json
+from udr.artifacts import fingerprint_files, read_json
 from udr.devices import choose_device
 from udr.errors import ArtifactError, UDRError
 from udr.types import FloatArray, Query
@@ -23,7 +24,6 @@ from udr.types import FloatArray, Query
 __all__ = ["KIND", "Attribute", "MultiTaskEncoder", "load_multi_task", "save_multi_task"]
 
 KIND = "multi_task"  # of an encoder folder
-WEIGHTS = "model.safetensors"
 AT_ONCE = 32  # pictures in one forward pass
 
 
@@ -123,11 +123,8 @@ def save_multi_task(net: MultiTaskNet, folder: Path, shape: Mapping[str, Any], f
     Raises:
         ArtifactError: the disk is full or the folder cannot be written.
     """
-    weights = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
-    with replacing(folder / WEIGHTS) as temporary:
-        save_file(weights, temporary)
     known = {"kind": KIND, "shape": dict(shape), **facts}
-    write_json(folder / "encoder.json", {**known, "fingerprint": _fingerprint(folder, known)})
+    save_folder(net, folder, known, "encoder.json", _fingerprint)
 
 
 def load_multi_task(folder: Path, device: str = "auto") -> MultiTaskEncoder:

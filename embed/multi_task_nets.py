@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -68,7 +69,7 @@ class DenseHead(nn.Module):
         return found
 
 
-class MultiTaskNet(nn.Module):
+class MultiTaskNet(nn.Module, ABC):
     """What networks of many tasks have in common; a `training.probes.FeatureNetwork` by its embedding.
 
     Args:
@@ -96,9 +97,9 @@ class MultiTaskNet(nn.Module):
         outputs: Outputs = self(pixels)
         return outputs.embedding
 
+    @abstractmethod
     def shared(self) -> list[nn.Parameter]:
         """Parameters that more than one task moves."""
-        raise NotImplementedError
 
 
 class BranchedNet(MultiTaskNet):

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from embed.folders import WEIGHTS, save_folder
 from embed.image import PictureEncoder
 from embed.translation_nets import AXES, TranslationNet
-from udr.artifacts import fingerprint_files, read_json, replacing, write_json
+from udr.artifacts import fingerprint_files, read_json
 from udr.devices import choose_device
 from udr.errors import ArtifactError, UnknownNameError
 from udr.types import FloatArray
@@ -24,7 +25,6 @@ from udr.types import FloatArray
 __all__ = ["KIND", "Translator", "TranslatorEncoder", "calibrate", "load_translator", "save_translator"]
 
 KIND = "translation"  # of an encoder folder
-WEIGHTS = "model.safetensors"
 AT_ONCE = 64  # pictures in one forward pass
 FITTED = 5000  # pictures of a style that calibration looks at
 LEAST = 1e-3  # deviation along an axis of contents, a share of the greatest
@@ -179,11 +179,8 @@ def save_translator(
     Raises:
         ArtifactError: the disk is full or the folder cannot be written.
     """
-    weights = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
-    with replacing(folder / WEIGHTS) as temporary:
-        save_file(weights, temporary)
     known = {"kind": KIND, "styles": list(styles), "shape": dict(shape), **facts}
-    write_json(folder / "encoder.json", {**known, "fingerprint": _fingerprint(folder, known)})
+    save_folder(net, folder, known, "encoder.json", _fingerprint)
 
 
 def load_translator(folder: Path, device: str = "auto") -> Translator:

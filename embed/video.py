@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from embed.folders import WEIGHTS, save_folder
 from embed.media import media_of
 from embed.video_backbones import VideoBackbone, build_video_backbone
 from embed.video_media import Video, open_video
-from udr.artifacts import fingerprint_files, read_json, replacing, write_json
+from udr.artifacts import fingerprint_files, read_json
 from udr.devices import choose_device
 from udr.errors import ArtifactError
 from udr.types import Demonstration, FloatArray, Media, Query
@@ -23,7 +24,6 @@ from udr.types import Demonstration, FloatArray, Media, Query
 __all__ = ["KIND", "VideoEncoder", "clip_times", "load_video_encoder", "save_video_backbone"]
 
 KIND = "video"  # of an encoder folder
-WEIGHTS = "model.safetensors"
 AT_ONCE = 8  # clips in one forward pass
 
 
@@ -124,12 +124,9 @@ def save_video_backbone(
     Raises:
         ArtifactError: the disk is full or the folder cannot be written.
     """
-    weights = {name: value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()}
-    with replacing(folder / WEIGHTS) as temporary:
-        save_file(weights, temporary)
     known = {"kind": KIND, "backbone": backbone.name, "size": backbone.size, "frames": backbone.frames}
     known |= {"rate": rate, "pace": pace, "clips": clips, **facts}
-    write_json(folder / "encoder.json", {**known, "fingerprint": _fingerprint(folder, known)})
+    save_folder(backbone, folder, known, "encoder.json", _fingerprint)
 
 
 def load_video_encoder(folder: Path, device: str = "auto") -> VideoEncoder:

@@ -225,9 +225,9 @@ def fit(
 
     A step is one task's batch of `batch` queries with `list_size` candidates each, ranked among themselves; or the
     batches of `tasks_per_step` tasks with as many queries in all, whose losses `weighting` makes one step of (see
-    `udr.weighting`). AdamW with
-    linear warm-up over `warmup` steps (at most a tenth of all) and linear decay. `objective: epr` is the baseline:
-    one positive of the top and one hard negative of the bottom of each list (Rubin et al. 2022, arXiv 2112.08633).
+    `udr.weighting`). AdamW with linear warm-up over `warmup` steps (at most a tenth of all) and linear decay.
+    `objective: epr` is the baseline: one positive of the top and one hard negative of the bottom of each list (Rubin et
+    al. 2022, arXiv 2112.08633).
     `false_negatives` are left out of L_ib: `text` means the query and its equals, `output` also candidates that give
     the output of the query or of its best candidate, for they help for the same reason.
 

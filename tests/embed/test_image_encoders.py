@@ -148,9 +148,10 @@ def test_an_image_encoder_gives_a_unit_vector_a_picture_alone_in_a_batch_and_aga
 
 def test_more_pictures_than_go_at_once_keep_their_order(encoder: Encoder) -> None:
     # an attribute's axes are whitened, which magnifies rounding; other pictures lie apart by far more
+    near = 1e-4 if encoder.fingerprint.endswith("-attribute") else 1e-5
     many = [QUERIES[i % 4] for i in range(AT_ONCE + 3)]
     np.testing.assert_allclose(
-        encoder.encode_queries(many), encoder.encode_queries(QUERIES)[np.arange(35) % 4], atol=1e-4
+        encoder.encode_queries(many), encoder.encode_queries(QUERIES)[np.arange(35) % 4], atol=near
     )
 
 

@@ -11,19 +11,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from embed.folders import WEIGHTS, save_folder
 from training.synthesis.network import TextToImageNet, build_network, build_scheduler, to_pixels
 from training.synthesis.vocabulary import BEGIN, Vocabulary
-from udr.artifacts import fingerprint_files, read_json, replacing, write_json
+from udr.artifacts import fingerprint_files, read_json
 from udr.devices import choose_device
 from udr.errors import ArtifactError, ConfigError
 
 __all__ = ["KIND", "TextToImage", "load_text_to_image", "own_model", "save_text_to_image"]
 
 KIND = "text_to_image"  # of a model folder
-WEIGHTS = "model.safetensors"
 TIMES = 1000  # that schedulers count noise by
 SUCH_STEPS = "20, 25, 40, 50 or 100"
 
@@ -174,11 +174,8 @@ def save_text_to_image(
     Raises:
         ArtifactError: the disk is full or the folder cannot be written.
     """
-    weights = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
-    with replacing(folder / WEIGHTS) as temporary:
-        save_file(weights, temporary)
     known = {"kind": KIND, "shape": dict(shape), "words": list(words), **facts}
-    write_json(folder / "model.json", {**known, "fingerprint": _fingerprint(folder, known)})
+    save_folder(net, folder, known, "model.json", _fingerprint)
 
 
 def load_text_to_image(folder: Path, device: str = "auto") -> TextToImage:
