@@ -23,7 +23,7 @@ quickstart: $(VENV)/.quickstart  ## the main job on real parts
 	$(BIN)/udr quickstart
 
 test: $(VENV)/.dev  ## the tests, without the slow ones
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile
 
 slow: $(VENV)/.dev $(VENV)/.quickstart  ## the tests with real models
 	$(BIN)/python -m pytest -m slow

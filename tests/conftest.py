@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models are quicker on one thread, and the sums repeat
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a library that asks a hub for a name would wait for an answer
 
 import pytest
 from hypothesis import settings

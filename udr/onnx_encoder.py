@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from udr.devices import multiplies_int8
 from udr.encoder import PADDED_TOKENS, PADDING, BiEncoder, length_batches
 from udr.errors import ConfigError
 from udr.onnx_graph import TOLERANCE, import_onnx, open_graph, write_graph
@@ -140,5 +141,11 @@ def _quantize(file: Path) -> Path:
     small = file.with_suffix(".int8.onnx")
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        quantization.quantize_dynamic(str(file), str(small), per_channel=True, weight_type=quantization.QuantType.QInt8)
+        quantization.quantize_dynamic(
+            str(file),
+            str(small),
+            per_channel=True,
+            reduce_range=not multiplies_int8(),  # 7 bits, whose products do not saturate where int8 is emulated
+            weight_type=quantization.QuantType.QInt8,
+        )
     return small

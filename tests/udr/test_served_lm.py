@@ -181,7 +181,12 @@ def test_the_least_loaded_server_is_asked_so_that_a_slow_one_holds_nobody_up(sta
     (slow, a), (quick, b) = start({"echo"}), start({"echo"})
     lm = open_lm(a, b, in_flight=4)
     slow.asked.clear(), quick.asked.clear()
-    slow.fault = lambda *_: time.sleep(0.2)
+
+    def wait_for_the_other(*_: object) -> None:
+        while len(quick.asked) < 30:
+            time.sleep(0.01)
+
+    slow.fault = wait_for_the_other
     ask(lm, [(f"the film {i}", "a joy") for i in range(400)])
     assert len(slow.asked) + len(quick.asked) == 50
     assert 2 * len(slow.asked) < len(quick.asked)
@@ -218,7 +223,7 @@ def test_faults_that_pass_are_tried_again_and_change_nothing(
     start: Any, open_lm: Any, make_lm: MakeLM, offers: set[str], answer: Any
 ) -> None:
     server, url = start(offers)
-    lm = open_lm(url, in_flight=3)
+    lm = open_lm(url, in_flight=3, patience=20)
     server.fault = every(3, answer)
     np.testing.assert_allclose(ask(lm).nats, ask(make_lm("llama")).nats, atol=1e-4)
 
@@ -263,10 +268,11 @@ def test_a_storm_of_429_is_weathered_with_fewer_requests_at_once(start: Any, ope
 
 
 def test_a_server_that_dies_leaves_its_work_to_the_others_and_nothing_is_paid_twice(
-    start: Any, open_lm: Any, make_lm: MakeLM
+    start: Any, open_lm: Any, make_lm: MakeLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (dying, a), (other, b) = start({"echo"}), start({"echo"})
     lm = open_lm(a, b)
+    monkeypatch.setattr(udr.scoring.fleet, "REST", (60.0, 60.0))  # longer than the test
     dying.asked.clear(), other.asked.clear()
     dying.fault = lambda number, *_: "drop" if number > 5 else None
     requests = [(f"the film {i}", "a joy") for i in range(400)]
@@ -321,6 +327,26 @@ def test_a_server_too_slow_for_the_timeout_is_given_up_in_one_line(start: Any, o
     with pytest.raises(ScorerUnavailable, match=f"{url}: no answer in time; nothing else for 0.3 s") as caught:
         ask(lm, REQUESTS[:2])
     assert "\n" not in str(caught.value)
+
+
+def test_a_failure_after_answers_that_took_longer_than_the_patience_is_tried_again(
+    start: Any, open_lm: Any, make_lm: MakeLM
+) -> None:
+    server, url = start({"echo"})
+    lm = open_lm(url, in_flight=1, patience=0.1)
+    failed: list[int] = []
+
+    def slow(number: int, path: str, body: Body) -> Any:
+        time.sleep(0.2)
+        if number % 2 == 0 and number - 1 not in failed:
+            failed.append(number)
+            return 500, {}, {}
+        return None
+
+    server.fault = slow
+    requests = [(f"the film {i}", "a joy") for i in range(40)]
+    np.testing.assert_allclose(ask(lm, requests).nats, ask(make_lm("llama"), requests).nats, atol=1e-4)
+    assert len(failed) >= 2
 
 
 def test_a_refusal_stops_at_once_and_says_what_the_server_says(start: Any, open_lm: Any) -> None:

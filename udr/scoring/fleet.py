@@ -2,7 +2,7 @@
 
 A server that answers 429 or not in time is asked for less at once, and slowly for more again. One that fails several
 times in a row is left alone for a while, then tried with a single request. A request goes to another server when one
-fails; it is given up when no server has done anything for `patience` seconds, or when it failed too often itself.
+fails; it is given up when every server has only failed for `patience` seconds, or when it failed too often itself.
 """
 
 from __future__ import annotations
@@ -40,35 +40,41 @@ class _Line:
         self.failures = 0  # in a row
         self.rest = REST[0]
         self.closed_until = 0.0
-        self.heard = time.monotonic()  # when it last was well, or was begun
-        self.trouble: Failure | None = None  # since then
+        self.trouble: Failure | None = None  # the latest since it last was well
+        self.since = 0.0  # when trouble began
+        self.lost = False  # it failed again after trouble had lasted for the patience
 
     def open(self, now: float) -> bool:
         if self.failures >= FAILURES:  # after its rest one request tries it
             return now >= self.closed_until and self.load == 0
         return now >= self.closed_until and self.load < int(self.limit)
 
-    def lost(self, now: float, patience: float) -> bool:
-        return self.trouble is not None and now - self.heard > patience
+    def trust(self) -> None:
+        self.trouble, self.lost = None, False
 
-    def succeeded(self, now: float) -> None:
-        self.failures, self.rest, self.heard, self.trouble = 0, REST[0], now, None
+    def succeeded(self) -> None:
+        self.trust()
+        self.failures, self.rest = 0, REST[0]
         self.limit = min(self.most, self.limit + 1 / self.limit)
 
-    def failed(self, failure: Failure, now: float) -> None:
+    def failed(self, failure: Failure, now: float, patience: float) -> None:
+        """Count a failure; how long the last good answer took, or nobody asked, is no reason to give a server up."""
+        if self.trouble is None or failure.kind == "garbled":
+            self.since = now
         self.trouble = failure
         if failure.kind == "garbled":  # it is there; others are asked first
-            self.failures, self.heard = min(self.failures + 1, FAILURES - 1), now
+            self.failures = min(self.failures + 1, FAILURES - 1)
             return
+        self.lost = now - self.since > patience
         self.limit = max(1.0, self.limit / 2)
         if failure.kind == "busy":
             if failure.wait:
                 self.closed_until = max(self.closed_until, now + failure.wait)
-                self.heard = max(self.heard, self.closed_until)  # a time that it named is not waited for in vain
+                self.since = max(self.since, self.closed_until)  # a time that it named is not waited for in vain
             return
         self.failures += 1
         if self.failures >= FAILURES:
-            self.closed_until = now + self.rest
+            self.closed_until = now + min(self.rest, max(REST[0], self.since + patience - now))
             self.rest = min(REST[1], 2 * self.rest)
 
 
@@ -92,9 +98,8 @@ class Fleet(Generic[J, R]):
 
         After an error no further job is begun; those under way are waited for, so that nothing paid is thrown away.
         """
-        now = time.monotonic()
         for line in self._lines:
-            line.heard, line.trouble = max(line.heard, now), None  # the time between two calls does not count
+            line.trust()  # what was wrong in an earlier call does not count
         stop = threading.Event()
         futures = [self._pool.submit(self._do, job, call, stop) for job in jobs]
         try:
@@ -142,17 +147,17 @@ class Fleet(Generic[J, R]):
         """The least loaded server that takes requests, waited for.
 
         Raises:
-            ScorerUnavailable: none has for `patience` seconds.
+            ScorerUnavailable: all have only failed for `patience` seconds.
         """
         with self._changed:
             while not stop.is_set():
-                now = time.monotonic()
-                if all(line.lost(now, self.patience) for line in self._lines):
+                if all(line.lost for line in self._lines):
                     troubles = "; ".join(str(line.trouble) for line in self._lines)
                     raise ScorerUnavailable(
                         f"{troubles}; nothing else for {self.patience:g} s: what was scored is kept, look after the "
                         "servers and run again"
                     )
+                now = time.monotonic()
                 ready = [line for line in self._lines if line.open(now)]
                 if ready:
                     line = min(ready, key=lambda one: (one.failures, one.load / one.limit))
@@ -164,9 +169,8 @@ class Fleet(Generic[J, R]):
     def _give_back(self, line: _Line, failure: Failure | None) -> None:
         with self._changed:
             line.load -= 1
-            now = time.monotonic()
             if failure is None:
-                line.succeeded(now)
+                line.succeeded()
             else:
-                line.failed(failure, now)
+                line.failed(failure, time.monotonic(), self.patience)
             self._changed.notify_all()
