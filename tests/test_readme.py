@@ -1,4 +1,4 @@
-"""The README keeps its word: its commands exist, its Python compiles, its figures come from the benchmarks' JSON."""
+"""The READMEs keep their word: their commands exist, Python compiles, links lead somewhere, figures are the benchmarks'."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from serving.settings import Settings
 from training.cli import app
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("*/README.md"))]
+README = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.DOTALL)
 LINES = [line for kind, text in BLOCKS if kind == "sh" for line in text.replace("\\\n", " ").splitlines()]
 COMMANDS = [part for line in LINES for part in line.split(" && ") if part.startswith("udr ")]
@@ -42,6 +43,16 @@ def test_make_targets_of_the_readme_exist() -> None:
     named = set(re.findall(r"^make ([a-z]+)", README, flags=re.MULTILINE))
     assert named
     assert named <= targets
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
+def test_links_between_pages_lead_to_files_and_their_headings(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", page.read_text(encoding="utf-8")):
+        name, _, heading = target.partition("#")
+        file = page.parent / name if name else page
+        assert file.is_file(), target
+        headings = re.findall(r"^#+ (.*)", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        assert not heading or heading in {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings}, target
 
 
 def test_every_setting_of_the_service_is_documented_as_it_is() -> None:

@@ -13,7 +13,7 @@ from serving.app import create_app
 from serving.settings import Settings
 from tests.serving.postgres import PostgresServer
 
-README = (Path(__file__).parent.parent.parent / "README.md").read_text(encoding="utf-8")
+README = (Path(__file__).parent.parent.parent / "docker" / "README.md").read_text(encoding="utf-8")
 # of lines like: docker compose … exec -T postgres pg_dump … > FILE
 COMMANDS = re.findall(r"exec -T postgres (pg_\w+) ([^<>\n]+?) [<>] \S+", README)
 ROWS = [{"id": f"d{i}", "input": f"how many legs have {i} spiders", "output": str(8 * i)} for i in range(20)]

@@ -246,7 +246,7 @@ def test_a_sampler_that_does_not_know_the_document_says_so(tmp_path: Path) -> No
 
 
 def readme_example(words: str, **changes: str) -> str:
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    readme = (Path(__file__).parents[2] / "serving" / "README.md").read_text(encoding="utf-8")
     (block,) = [b for b in re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL) if words in b]
     for before, after in changes.values():
         assert before in block
