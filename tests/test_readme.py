@@ -1,4 +1,4 @@
-"""The READMEs keep their word: their commands exist, Python compiles, links lead somewhere, figures are the benchmarks'."""
+"""The READMEs keep their word: commands exist, Python compiles, links lead somewhere, figures are the benchmarks'."""
 
 from __future__ import annotations
 

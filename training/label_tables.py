@@ -19,8 +19,8 @@ from PIL import Image
 
 from embed.media import open_picture
 from training.captioned import Captioned
-from training.emoji import fetch_package
 from training.labelled import Box, Labelled, label_names, write_labelled
+from training.packages import fetch_npm
 from training.stamps import PLACED
 from udr.errors import DataError
 from udr.types import Progress
@@ -28,6 +28,7 @@ from udr.types import Progress
 __all__ = ["OBJECTS", "SCENES", "canvases_table", "fetch_tags", "in_test", "read_tags", "tagged_table"]
 
 PACKAGE, VERSION = "emojibase-data", "17.0.0"  # MIT
+SHA256 = "d01d0e2ca4e22cb402679532155342c71e2e871f25c32223c013b8b166ebdf5a"
 TEST_SHARE = 0.2  # of emoji
 LARGEST = 20_000_000  # bytes of the list of tags
 
@@ -80,7 +81,7 @@ def fetch_tags(cache: Path) -> Path:
     Raises:
         DataError: npm is missing or the package cannot be had.
     """
-    return fetch_package(cache, PACKAGE, VERSION)
+    return fetch_npm(cache, PACKAGE, VERSION, SHA256)
 
 
 def read_tags(archive: Path) -> dict[str, tuple[str, ...]]:
@@ -98,9 +99,10 @@ def read_tags(archive: Path) -> dict[str, tuple[str, ...]]:
                     known = json.loads(file.read()) if file else ()
     except (OSError, EOFError, tarfile.TarError, ValueError) as error:
         raise DataError(f"{archive}: damaged ({error})") from None
-    tags = {_plain_code(str(one["hexcode"])): tuple(map(str, one.get("tags") or ())) for one in known}
-    if not tags:
+    shaped = isinstance(known, list) and all(isinstance(one, dict) and "hexcode" in one for one in known)
+    if not known or not shaped:
         raise DataError(f"{archive}: no {PACKAGE} package")
+    tags = {_plain_code(str(one["hexcode"])): tuple(map(str, one.get("tags") or ())) for one in known}
     return tags
 
 

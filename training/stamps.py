@@ -7,6 +7,7 @@ import io
 import os
 import shutil
 import subprocess
+import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from PIL import Image
 from embed.audio import open_sound
 from embed.media import open_picture
 from training.captioned import Captioned, Sound, write_captioned
+from training.packages import fetch_debian, unpack_debian
 from udr.errors import DataError, MissingDependencyError, UDRWarning
 from udr.types import Progress
 
@@ -39,25 +41,15 @@ def fetch_stamps(cache: Path) -> Path:
     folder = cache / "tuxpaint" / "usr" / "share" / "tuxpaint" / "stamps"
     if folder.is_dir():
         return folder
-    for tool in ("apt-get", "dpkg"):
-        if shutil.which(tool) is None:
-            raise DataError(f"{tool} is missing: stamps come from Debian's {PACKAGE}; unpack it and pass --stamps")
     cache.mkdir(parents=True, exist_ok=True)
-    _run(["apt-get", "download", PACKAGE], cache)
-    archive = max(cache.glob(f"{PACKAGE}_*.deb"), default=None)
-    if archive is None:
-        raise DataError(f"apt-get download {PACKAGE}: left no package in {cache}")
-    unpacked = cache / f".tuxpaint.{os.getpid()}"
-    _run(["dpkg", "-x", str(archive.resolve()), str(unpacked.resolve())], cache)
-    os.replace(unpacked, cache / "tuxpaint")
+    with tempfile.TemporaryDirectory(dir=cache, prefix=".tuxpaint-") as scratch:
+        try:
+            archive = fetch_debian(PACKAGE, Path(scratch))
+        except DataError as error:
+            raise DataError(f"{error}; or unpack {PACKAGE} by other means and pass --stamps") from None
+        unpack_debian(archive, Path(scratch) / "tuxpaint")
+        os.replace(Path(scratch) / "tuxpaint", cache / "tuxpaint")
     return folder
-
-
-def _run(command: Sequence[str], folder: Path) -> None:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode:
-        reason = (done.stderr.strip() or "no reason given").splitlines()[-1]
-        raise DataError(f"{' '.join(command)}: failed ({reason}); perhaps `apt-get update` is needed")
 
 
 def stamps_table(folder: Path, out: Path, synthetic: bool = True, progress: Progress | None = None) -> dict[str, int]:

