@@ -17,7 +17,7 @@ from udr.filters import as_text, parse_filter
 from udr.outcomes import Outcome
 from udr.retriever import Retrieved
 from udr.selection import ORDERS, SELECTIONS
-from udr.types import Demonstration, Media, Prompt, Query
+from udr.types import LONGEST_ADDRESS, Demonstration, Media, Prompt, Query
 
 __all__ = [
     "KEY_PATTERN",
@@ -59,7 +59,6 @@ class Body(BaseModel):
 
 
 _ADDRESS = 4096  # characters of an address at most; data-URIs hold the bytes themselves
-_CLIP, _OTHER = 8_000_000, 1_500_000  # characters of a data-URI: of a clip some 6 MB
 
 
 class MediaBody(Body):
@@ -67,7 +66,7 @@ class MediaBody(Body):
 
     kind: Literal["image", "video", "audio"]
     uri: str = Field(
-        max_length=_CLIP,
+        max_length=max(LONGEST_ADDRESS.values()),
         description="data:image/png;base64,… or data:audio/wav;base64,… of up to 1,500,000 characters, "
         "data:video/mp4;base64,… of 8,000,000, or an address of up to 4096.",
     )
@@ -81,8 +80,8 @@ class MediaBody(Body):
 
     @model_validator(mode="after")
     def _pictures_are_shorter_than_clips(self) -> MediaBody:
-        if self.kind != "video" and len(self.uri) > _OTHER:
-            raise ValueError(f"a data-URI of kind {self.kind} has at most {_OTHER} characters")
+        if len(self.uri) > LONGEST_ADDRESS[self.kind]:
+            raise ValueError(f"a data-URI of kind {self.kind} has at most {LONGEST_ADDRESS[self.kind]} characters")
         return self
 
 

@@ -5,7 +5,6 @@ What is written is NDJSON as pools load it, one demonstration a line.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from embed.media import open_picture, picture_bytes
 from embed.multi_task import Attribute, MultiTaskEncoder
 from embed.registry import open_encoder
 from training.pictures import batches, most_pictures, picture_rows
+from training.pool_lines import picture_entry, pool_line
 from udr.artifacts import replacing
 from udr.errors import ConfigError, DataError, UDRWarning
 from udr.types import Media, Progress, Query
@@ -67,12 +67,12 @@ def describe_pictures(
     rows = _lines(source) if source.suffix in LINES else _pictures(source, split)
     most = 0 if source.suffix in LINES else most_pictures(source)
     described = others = 0
-    with replacing(out) as temporary, temporary.open("w", encoding="utf-8") as file:
+    with replacing(out) as temporary, temporary.open("wb") as file:
         for group in batches(rows, AT_ONCE):
             for row, told in zip(group, _described(encoder, group), strict=True):
                 found = {name: one.value for name, one in (told or {}).items() if one.probability >= least}
                 row["metadata"] = {**(row.get("metadata") or {}), **found}
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.write(pool_line(row, str(row.get("id") or source)))
                 described, others = described + (told is not None), others + (told is None)
             if progress:
                 progress(described + others, most)
@@ -92,13 +92,11 @@ def _lines(source: Path) -> Iterator[dict[str, Any]]:
 
 def _pictures(source: Path, split: str | None) -> Iterator[dict[str, Any]]:
     for name, picture, label in picture_rows(source, split):
-        media = Media("image", data=picture_bytes(picture, name))
-        yield {
-            "id": name,
-            "input": "",
-            "output": label or "",
-            "media": [{"kind": "image", "uri": media.address}],
-        }
+        try:
+            media = [picture_entry(picture_bytes(picture, name), name)]
+        except DataError:  # it is told of, and counted, where it is read
+            media = []
+        yield {"id": name, "input": "", "output": label or "", "media": media}
 
 
 def _described(encoder: MultiTaskEncoder, rows: Sequence[dict[str, Any]]) -> list[dict[str, Attribute] | None]:

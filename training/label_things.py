@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from embed.labeller import Label, Labeller, as_metadata
 from embed.media import open_picture, picture_bytes, pixels_of
 from training.pictures import batches, most_pictures, picture_rows
+from training.pool_lines import picture_entry, pool_line
 from training.sheets import SIDE, draw_captioned
 from udr.artifacts import replacing
 from udr.data import read_rows
@@ -81,8 +81,8 @@ def label_things(
     """Label what a source holds and write FILE.jsonl or FILE.parquet.
 
     A .jsonl holds the source's rows with `metadata` of their labels and confidences (see `embed.labeller.as_metadata`)
-    instead of earlier ones, as a pool that a service loads and filters; pictures of a folder or a table become
-    demonstrations that hold them. A .parquet holds ids and lists of labels and confidences.
+    instead of earlier ones, as a pool that a service loads and filters: pictures stand in their demonstrations, other
+    columns among the metadata. A .parquet holds ids and lists of labels and confidences.
 
     Args:
         source: pictures as a folder or a .parquet with `image`; or rows with `input` or `text`, or with `media` or an
@@ -149,7 +149,22 @@ def _things(source: Path, labeller: Labeller, split: str | None) -> Iterator[_Th
             _encodable(text, where)
             yield _Thing(Query(name, text), {k: v for k, v in row.items() if not isinstance(v, bytes)} | {"id": name})
         else:
-            yield _Thing(Query(name, "", media=(_picture(row, source, where),)), {**row, "id": name})
+            media = _picture(row, source, where)
+            bare = not _holds_bytes(media.uri)
+            kept = {key: value for key, value in row.items() if key != "image"} if bare else dict(row)
+            if bare:  # a pool keeps pictures, and no addresses of files
+                kept["media"] = [
+                    one for one in row.get("media") or () if _address(one, source) not in (None, media.uri)
+                ]
+            yield _Thing(Query(name, "", media=(media,)), {**kept, "id": name}, bare)
+
+
+def _address(one: object, source: Path) -> str | None:
+    """Where an entry of `media` lies; None: nowhere."""
+    uri = one.get("uri") if isinstance(one, Mapping) else None
+    if not isinstance(uri, str) or not uri:
+        return None
+    return uri if _holds_bytes(uri) else str(source.parent / uri)
 
 
 def _encodable(text: str, where: str) -> str:
@@ -163,9 +178,9 @@ def _encodable(text: str, where: str) -> str:
 
 def _picture(row: Mapping[str, Any], source: Path, where: str) -> Media:
     for one in row.get("media") or ():
-        uri = one.get("uri") if isinstance(one, Mapping) and one.get("kind") == "image" else None
-        if isinstance(uri, str) and uri:
-            return Media("image", uri=uri if _holds_bytes(uri) else str(source.parent / uri))
+        address = _address(one, source)
+        if address and one.get("kind") == "image":
+            return Media("image", uri=address)
     if isinstance(row.get("image"), str) and row["image"]:
         return Media("image", uri=str(source.parent / row["image"]))
     raise DataError(f"{where}: no media of kind image, and no column image")
@@ -183,7 +198,7 @@ def _labelled(
             raw = _bytes(thing.query)
             pixels.append(pixels_of(open_picture(raw, thing.query.id), labeller.size))
             if as_lines and thing.bare:
-                media = [{"kind": "image", "uri": Media("image", data=raw).address}]
+                media = [picture_entry(raw, thing.query.id), *thing.row.get("media", ())]
                 thing = _Thing(thing.query, {**thing.row, "media": media})
             things.append(thing)
         except DataError as error:
@@ -203,12 +218,7 @@ def _holds_bytes(uri: str) -> bool:
 def _line(thing: _Thing, labels: Sequence[Label]) -> bytes:
     """A row of a pool; labels that it had before are not its own any more."""
     stated = {k: v for k, v in (thing.row.get("metadata") or {}).items() if not k.startswith(TAG)}
-    row = {**thing.row, "metadata": {**stated, **as_metadata(labels)}}
-    try:
-        return (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
-    except (TypeError, ValueError) as error:  # times and bytes, numbers that are none, halves of characters
-        reason = str(error) if isinstance(error, TypeError) else "a number that is none, or half a character"
-        raise DataError(f"{thing.query.id}: a value that JSON does not hold ({reason})") from None
+    return pool_line({**thing.row, "metadata": {**stated, **as_metadata(labels)}}, thing.query.id)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "LONGEST_ADDRESS",
     "Candidate",
     "CandidateList",
     "Demonstration",
@@ -57,6 +58,10 @@ def _digest(*parts: str) -> str:
         h.update(len(raw).to_bytes(8, "little"))
         h.update(raw)
     return h.hexdigest()
+
+
+# characters of a data-URI that a pool takes: of a clip some 6 MB, of the others some 1.1 MB
+LONGEST_ADDRESS = {"image": 1_500_000, "video": 8_000_000, "audio": 1_500_000}
 
 
 @dataclass(frozen=True, slots=True)

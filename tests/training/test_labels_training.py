@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import warnings
@@ -22,9 +23,10 @@ import embed.labeller
 from embed.label_search import beam_search
 from embed.labeller import Labeller, as_metadata, load_labeller, open_text_encoder, text_inputs
 from embed.labelling import LabelNet, build_label_net, next_log_p
+from embed.media import open_picture, read_data_uri
 from embed.registry import open_encoder
 from serving.loading import batches
-from serving.schemas import DemonstrationBody
+from serving.schemas import DemonstrationBody, MediaBody
 from training.cli import app
 from training.label_metrics import label_scores
 from training.label_things import attention_picture, label_things
@@ -32,6 +34,7 @@ from training.labelled import label_names, prepare_labelled, read_labelled, writ
 from training.methods.labels import Labels
 from training.moves import whole_pictures
 from training.pictures import picture_rows
+from training.pool_lines import picture_entry
 from training.pretrain import pretrain
 from training.pretrain_labels import confidences
 from training.pretrain_settings import PretrainConfig
@@ -248,6 +251,8 @@ def test_a_pool_keeps_its_rows_and_its_metadata(folder: Path, texts: Path, tmp_p
         (found,) = (json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines())
         assert found["input"] == row.text
         assert found["metadata"].pop("year") == "1999"
+        assert ("media" in found) != (found["metadata"].pop("image", "") == "p.png")  # read, or a column like another
+        DemonstrationBody.model_validate(found)
         assert set(found["metadata"]) == {f"label:{name}" for name in row.labels}
 
 
@@ -288,7 +293,9 @@ def test_labels_from_before_go_and_addresses_lie_beside_the_table(folder: Path, 
     first, second = (json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines())
     assert first["metadata"].pop("year") == "1"
     assert set(first["metadata"]) == set(second["metadata"]) == {f"label:{name}" for name in row.labels}
-    assert second["media"] == rows[1]["media"]
+    for made in (first, second):
+        (shown,) = made["media"]
+        assert read_data_uri(shown["uri"], "p") == row.image
 
 
 @pytest.mark.parametrize(
@@ -301,8 +308,8 @@ def test_labels_from_before_go_and_addresses_lie_beside_the_table(folder: Path, 
         ({"id": "\ud800", "input": "a"}, "holds half a character"),
         ({"input": "a", "more": "\ud800"}, "pool.jsonl:1: a value that JSON does not hold"),
         ({"input": "a", "more": float("nan")}, "a value that JSON does not hold"),
-        ({"input": "a", "when": datetime(2020, 1, 1)}, "a value that JSON does not hold .*datetime"),
-        ({"input": "a", "more": {"raw": b"x"}}, "a value that JSON does not hold .*bytes"),
+        ({"input": "a", "metadata": {"when": datetime(2020, 1, 1)}}, "a value that JSON does not hold .*datetime"),
+        ({"input": "a", "metadata": {"raw": b"x"}}, "a value that JSON does not hold .*bytes"),
     ],
 )
 def test_rows_of_another_form_are_told_in_a_line(
@@ -317,6 +324,31 @@ def test_rows_of_another_form_are_told_in_a_line(
         label_things(source, load_labeller(texts, "cpu"), tmp_path / "out.jsonl")
     assert "\n" not in str(told.value)
     assert list(tmp_path.iterdir()) == [source]
+
+
+def test_other_columns_become_metadata_and_those_that_cannot_are_told(texts: Path, tmp_path: Path) -> None:
+    table = tmp_path / "pool.csv"
+    table.write_text("text,topic\na red thing,things\n")
+    label_things(table, load_labeller(texts, "cpu"), tmp_path / "out.jsonl")
+    (line,) = (tmp_path / "out.jsonl").read_bytes().splitlines()
+    body = DemonstrationBody.model_validate_json(line)
+    assert (body.input, body.output, body.metadata["topic"]) == ("a red thing", "", "things")
+    (tmp_path / "pool.jsonl").write_text(json.dumps({"input": "a", "tags": ["x"]}))
+    with pytest.warns(UDRWarning, match="not in the pool: column tags"):
+        label_things(tmp_path / "pool.jsonl", load_labeller(texts, "cpu"), tmp_path / "out.jsonl")
+
+
+def test_a_picture_that_pools_do_not_take_is_made_smaller(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (1200, 1500, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, "PNG")
+    entry = picture_entry(file.getvalue(), "noise.png")
+    MediaBody.model_validate(entry)
+    shown = open_picture(read_data_uri(entry["uri"], "noise.png"))
+    assert abs(shown.width / shown.height - 1.25) < 0.01
+    assert shown.width > 500
+    small = labelled(1)[0].image
+    assert read_data_uri(picture_entry(small, "small.png")["uri"], "small.png") == small
 
 
 def test_a_path_that_is_none_is_left_out(folder: Path, tmp_path: Path) -> None:

@@ -15,12 +15,12 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
 from training.captioned import SCHEMA
+from training.pool_lines import picture_entry, pool_line
 from training.sheets import SIDE, draw_rows
 from training.synthesis.layouts import Scene
 from training.synthesis.synthesize import Made
 from udr.artifacts import replacing, write_atomically
 from udr.errors import ArtifactError, DataError
-from udr.types import Media
 
 __all__ = ["BOXES", "as_json", "check_writable", "draw_made", "write_pool", "write_table"]
 
@@ -92,10 +92,10 @@ def write_pool(out: Path, found: Sequence[Made], scenes: Sequence[Scene]) -> Non
         if made.accepted:
             scene = scenes[made.scene]
             row: dict[str, Any] = {"id": id_of(made), "input": scene.prompt, "output": scene.title}
-            row["media"] = [{"kind": "image", "uri": Media("image", data=png_of(made)).address}]
+            row["media"] = [picture_entry(png_of(made), row["id"])]
             row["metadata"] = {"made": "true", "seed": str(made.seed), "boxes": json.dumps(scene.boxes)}
-            lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-    write_atomically(out, "".join(lines).encode())
+            lines.append(pool_line(row, row["id"]))
+    write_atomically(out, b"".join(lines))
 
 
 def as_json(found: Sequence[Made], scenes: Sequence[Scene]) -> dict[str, Any]:
