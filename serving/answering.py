@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar, cast
 
 from anyio.to_thread import run_sync
 
@@ -21,6 +21,7 @@ from udr.types import FloatArray, Prompt, Query
 
 __all__ = ["TOLD", "Retrieval", "encode", "fit", "retrieve"]
 
+T = TypeVar("T")
 TOLD = 10  # demonstrations not chosen that `explain` tells of
 
 
@@ -41,13 +42,29 @@ async def encode(parts: Parts, encoder: PoolEncoder, queries: Sequence[Query]) -
         Overloaded: too many wait.
     """
     vectors = await asyncio.wrap_future(parts.worker.encode_queries(encoder, queries))
-    return vectors, encoder.tokens_cut(queries)
+    return vectors, await run_sync(encoder.tokens_cut, queries)
 
 
-async def retrieve(body: RetrieveBody, parts: Parts, caller: Caller, k: int, known: Pool | None = None) -> Retrieval:
-    """Find the `k` demonstrations that suit each query, whatever number the body asks for.
+async def retrieve(
+    body: RetrieveBody,
+    parts: Parts,
+    caller: Caller,
+    k: int,
+    finish: Callable[[Retrieval], T],
+    known: Pool | None = None,
+) -> T:
+    """Find the `k` demonstrations that suit each query, whatever number the body asks for, and make something of them.
 
-    `known` is the pool where it was looked up already.
+    All of it happens in one thread where the encoder is free, for each change of threads costs some tenths of a
+    millisecond; else the queries wait in line for the encoder, and no thread waits with them.
+
+    Args:
+        body: the queries and how they are answered.
+        parts: of the service.
+        caller: who may see the pool or not.
+        k: how many.
+        finish: what is made, in a thread where it may take its time.
+        known: the pool where it was looked up already.
 
     Raises:
         UDRError: as the parts of the service do.
@@ -67,17 +84,23 @@ async def retrieve(body: RetrieveBody, parts: Parts, caller: Caller, k: int, kno
         TOLD if body.explain else 0,
     )
 
-    def look_up() -> tuple[Pool, Ranking]:
-        pool = known or parts.catalog.pool(visible(caller, body.pool))
-        return pool, parts.catalog.rank_by(pool, body.retriever)
+    def rest(pool: Pool, ranking: Ranking, vectors: FloatArray | None) -> T:
+        cut = ranking.encoding.encoder.tokens_cut(queries) if ranking.encoding else [0] * len(queries)
+        answers = parts.catalog.retrieve(pool, ranking, queries, vectors, search)
+        return finish(Retrieval(pool, ranking, queries, cut, answers))
 
-    pool, ranking = await run_sync(look_up)
-    vectors: FloatArray | None = None
-    cut = [0] * len(queries)
-    if ranking.encoding:
-        vectors, cut = await encode(parts, ranking.encoding.encoder, queries)
-    answers = await run_sync(parts.catalog.retrieve, pool, ranking, queries, vectors, search)
-    return Retrieval(pool, ranking, queries, cut, answers)
+    def at_once() -> tuple[Pool, Ranking, T | None]:
+        pool = known or parts.catalog.pool(visible(caller, body.pool))
+        ranking = parts.catalog.rank_by(pool, body.retriever)
+        vectors = parts.worker.encode_now(ranking.encoding.encoder, queries) if ranking.encoding else None
+        waits = ranking.encoding is not None and vectors is None
+        return pool, ranking, None if waits else rest(pool, ranking, vectors)
+
+    pool, ranking, made = await run_sync(at_once)
+    if made is None and ranking.encoding:
+        vectors = await asyncio.wrap_future(parts.worker.encode_queries(ranking.encoding.encoder, queries))
+        made = await run_sync(rest, pool, ranking, vectors)
+    return cast(T, made)
 
 
 def fit(body: FittedBody, parts: Parts, made: Retrieval) -> list[Prompt]:

@@ -1,4 +1,8 @@
-"""Threads that encode for all requests: queries that wait together share a forward pass and go before bulk work."""
+"""Who encodes when: a request itself while nobody waits, else threads for all, which go before bulk work.
+
+Queries that wait together share a forward pass. A request that finds a pass free makes it in its own thread, for to
+hand the queries over and the vectors back would take a large part of the time that one short text does.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +51,8 @@ class EncodingWorker:
     Args:
         max_waiting: queries that may wait; a request whose queries would exceed it is refused at once. A request
             alone is never refused for its size.
-        threads: passes at once. Bulk work leaves one of them to queries, where there are several.
+        threads: passes at once, those of requests themselves counted in. Bulk work leaves one of them to queries, where
+            there are several.
     """
 
     def __init__(self, max_waiting: int = 1024, threads: int = 1) -> None:
@@ -56,6 +61,7 @@ class EncodingWorker:
         self._refused = -_REFUSED  # when the last request was refused, on the monotonic clock
         self._queries: deque[_Work] = deque()
         self._bulk: deque[_Work] = deque()
+        self._passes = 0  # under way
         self._bulk_passes, self._most_bulk_passes = 0, max(1, threads - 1)
         self._change = threading.Condition()
         self._closed = False
@@ -92,6 +98,21 @@ class EncodingWorker:
             self._queries.append(work)
             self._change.notify()
         return work.future
+
+    def encode_now(self, encoder: PoolEncoder, queries: Sequence[Query]) -> FloatArray | None:
+        """Vectors (n, d), made in this thread; None: others are at it or wait, so these must wait too."""
+        with self._change:
+            if self._closed or self._queries or not self._free:
+                return None
+            self._passes += 1
+            self.waiting += len(queries)
+        try:
+            return encoder.encode_queries(queries)
+        finally:
+            with self._change:
+                self._passes -= 1
+                self.waiting -= len(queries)
+                self._change.notify()
 
     def encode_demonstrations(self, encoder: PoolEncoder, demonstrations: Sequence[Demonstration]) -> FloatArray:
         """Vectors (m, d); waits until no query does.
@@ -134,6 +155,7 @@ class EncodingWorker:
             if works := [work for work in taken if work.future.set_running_or_notify_cancel()]:
                 _answer(works)
             with self._change:
+                self._passes -= 1
                 self.waiting -= sum(len(work.queries) for work in taken)
                 if taken[0].demonstrations:
                     self._bulk_passes -= 1
@@ -142,9 +164,10 @@ class EncodingWorker:
     def _next(self) -> list[_Work]:
         """Wait for work; queries of one encoder that wait together, or else one piece of bulk work; none at the end."""
         with self._change:
-            self._change.wait_for(lambda: self._queries or self._may_do_bulk or self._closed)
+            self._change.wait_for(lambda: (self._free and (self._queries or self._may_do_bulk)) or self._closed)
             if self._closed:
                 return []
+            self._passes += 1
             if not self._queries:
                 self._bulk_passes += 1
                 return [self._bulk.popleft()]
@@ -156,6 +179,10 @@ class EncodingWorker:
                     break
                 works.append(self._queries.popleft())
             return works
+
+    @property
+    def _free(self) -> bool:
+        return self._passes < len(self._threads)
 
     @property
     def _may_do_bulk(self) -> bool:

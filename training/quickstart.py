@@ -24,7 +24,7 @@ from udr.scoring.gguf import assemble_package, convert_gguf
 __all__ = ["quickstart"]
 
 SHOWN_TASK = "question_type"
-ENOUGH = 700.0  # tokens a second of the LM with which the whole job takes some quarter of an hour
+ENOUGH = 1000.0  # tokens a second of the LM with which the whole job takes some quarter of an hour
 LEAST = 0.35  # of its queries, on the slowest machine
 
 

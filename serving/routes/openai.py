@@ -187,8 +187,7 @@ async def _prompts(
 ) -> list[Prompt]:
     choice = front.model_dump(include=set(RetrieveBody.model_fields))
     asked = RetrieveBody(pool=pool.row.name, queries=list(queries), **choice)
-    made = await retrieve(asked, parts, caller, SPARES * front.k, pool)
-    return await run_sync(fit, front, parts, made)
+    return await retrieve(asked, parts, caller, SPARES * front.k, lambda made: fit(front, parts, made), pool)
 
 
 def _told(pool: Pool, prompts: Sequence[Prompt]) -> list[tuple[bytes, bytes]]:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import orjson
-from anyio.to_thread import run_sync
 from fastapi import APIRouter, Response
 
 from serving.answering import TOLD, Retrieval, fit, retrieve
@@ -33,19 +32,26 @@ router = APIRouter(prefix="/v1", tags=["retrieval"])
 @router.post("/retrieve", response_model=RetrieveAnswer)
 async def retrieve_demonstrations(body: RetrieveBody, parts: Service, caller: By) -> Response:
     """The demonstrations of one pool that suit each query, best first."""
-    made = await retrieve(body, parts, caller, body.k)
-    return _answer(made, [{"demonstrations": [retrieved_json(f) for f in a.found]} for a in made.answers], body.explain)
+
+    def finish(made: Retrieval) -> Response:
+        results = [{"demonstrations": [retrieved_json(f) for f in a.found]} for a in made.answers]
+        return _answer(made, results, body.explain)
+
+    return await retrieve(body, parts, caller, body.k, finish)
 
 
 @router.post("/prompt", response_model=PromptAnswer)
 async def build_prompt(body: PromptBody, parts: Service, caller: By) -> Response:
     """The finished prompt of each query, as text and as chat messages, within the token budget."""
-    made = await retrieve(body, parts, caller, SPARES * body.k)
-    prompts = await run_sync(fit, body, parts, made)
-    results = await run_sync(_prompts, body, parts, made, prompts)
-    if body.explain:
-        made = made._replace(answers=[_with_spares(a, p) for a, p in zip(made.answers, prompts, strict=True)])
-    return _answer(made, results, body.explain)
+
+    def finish(made: Retrieval) -> Response:
+        prompts = fit(body, parts, made)
+        results = _prompts(body, parts, made, prompts)
+        if body.explain:
+            made = made._replace(answers=[_with_spares(a, p) for a, p in zip(made.answers, prompts, strict=True)])
+        return _answer(made, results, body.explain)
+
+    return await retrieve(body, parts, caller, SPARES * body.k, finish)
 
 
 def _with_spares(answer: Answer, prompt: Prompt) -> Answer:

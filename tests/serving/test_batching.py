@@ -139,6 +139,28 @@ def test_many_clients_at_once_get_what_each_would_get_alone() -> None:
     worker.close()
 
 
+def test_a_request_encodes_by_itself_only_while_a_pass_is_free_and_nobody_waits(worker: EncodingWorker) -> None:
+    held = Held()
+    encoder = PoolEncoder(held, SPEC)
+    with ThreadPoolExecutor(1) as threads:
+        own = threads.submit(worker.encode_now, encoder, query("a"))
+        assert held.begun.wait(10)
+        assert worker.waiting == 1
+        assert worker.encode_now(encoder, query("b")) is None  # the only pass is taken
+        waiting = worker.encode_queries(encoder, query("c"))
+        time.sleep(0.05)
+        assert held.batches == []
+        held.leave.set()
+        np.testing.assert_array_equal(own.result(10), FakeEncoder().encode_queries(query("a")))
+        np.testing.assert_array_equal(waiting.result(10), FakeEncoder().encode_queries(query("c")))
+    assert held.batches == [1, 1]
+    with pytest.raises(ValueError, match="bad"):
+        worker.encode_now(encoder, query("bad"))
+    while worker.waiting:  # the worker counts after its answer
+        time.sleep(0.001)
+    assert worker.encode_now(encoder, query("d")) is not None
+
+
 def test_a_request_alone_is_never_refused_for_its_size(worker: EncodingWorker) -> None:
     queries = [Query(str(i), f"text {i}") for i in range(50)]
     assert worker.encode_queries(PoolEncoder(FakeEncoder(), SPEC), queries).result(10).shape == (50, 64)
