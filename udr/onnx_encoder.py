@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Sequence
-from contextlib import redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -17,7 +14,7 @@ from torch import Tensor, nn
 from udr.devices import multiplies_int8
 from udr.encoder import PADDED_TOKENS, PADDING, BiEncoder, length_batches
 from udr.errors import ConfigError
-from udr.onnx_graph import TOLERANCE, import_onnx, open_graph, write_graph
+from udr.onnx_graph import TOLERANCE, import_onnx, open_graph, quiet, write_graph
 from udr.types import Demonstration, FloatArray, Query
 
 __all__ = ["OnnxEncoder"]
@@ -139,8 +136,7 @@ def _check(session: Any, tower: nn.Module) -> None:
 def _quantize(file: Path) -> Path:
     quantization = import_onnx("onnxruntime.quantization")
     small = file.with_suffix(".int8.onnx")
-    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
+    with quiet():
         quantization.quantize_dynamic(
             str(file),
             str(small),

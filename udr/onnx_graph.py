@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import threading
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,21 @@ from torch import Tensor, nn
 
 from udr.errors import MissingDependencyError
 
-__all__ = ["TOLERANCE", "import_onnx", "open_graph", "write_graph"]
+__all__ = ["TOLERANCE", "import_onnx", "open_graph", "quiet", "write_graph"]
 
 TOLERANCE = 1e-4  # between a number here and in torch; both round in float32, in another order
 OPSET = 17
+
+
+_alone = threading.Lock()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the warnings and lines that exporters make; one thread at a time, for both are the whole process's."""
+    with _alone, warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")  # that the exporter is to be replaced; the newer one's graphs are wrong here
+        yield
 
 
 def write_graph(
@@ -38,8 +50,7 @@ def write_graph(
     import torch
 
     import_onnx("onnx")
-    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")  # that the exporter is to be replaced; the newer one's graphs are wrong here
+    with quiet():
         torch.onnx.export(
             module,
             tuple(examples.values()),

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import orjson
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
@@ -102,8 +103,8 @@ def _engine(url: str) -> sa.Engine:
         name = parsed.get_backend_name()
         if name not in ("sqlite", "postgresql"):
             raise ConfigError(f"database {parsed.render_as_string()}: expected sqlite:///… or postgresql+psycopg://…")
-        sizes: dict[str, Any] = {"pool_size": _POOL, "max_overflow": 0}
-        engine = sa.create_engine(parsed, pool_pre_ping=name != "sqlite", **sizes)  # a file is never away
+        settings: dict[str, Any] = {"pool_size": _POOL, "max_overflow": 0, "json_deserializer": orjson.loads}
+        engine = sa.create_engine(parsed, pool_pre_ping=name != "sqlite", **settings)  # a file is never away
     except (ArgumentError, NoSuchModuleError):
         raise ConfigError(
             "database: not an address like sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME"

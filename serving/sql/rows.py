@@ -165,19 +165,19 @@ def hash_of(d: Demonstration) -> str:
     return Demonstration("", d.content_hash, repr((d.references, sorted(d.metadata.items())))).content_hash
 
 
-def stored(row: Any) -> Stored:
-    """A row as a demonstration."""
-    details = row.details
+def stored(row: Sequence[Any]) -> Stored:
+    """A row of `demonstration` as one."""
+    number, _, key, _, _, query_hash, question, output, details, metadata = row
     own = Demonstration(
-        row.key,
-        row.input,
-        row.output,
+        key,
+        question,
+        output,
         tuple(details.get("choices", ())),
         tuple(details.get("references", ())),
         tuple(Media(**m) for m in details.get("media", ())),
-        row.metadata,
+        metadata,
     )
-    return Stored(row.id, own, row.query_hash)
+    return Stored(number, own, query_hash)
 
 
 def portions(values: Sequence[T]) -> Iterator[Sequence[T]]:

@@ -38,7 +38,7 @@ def sample_encoded(database: Database, pool_id: int, encoding_id: int, limit: in
         own = query.where(embedding.c.encoding_id == encoding_id)
         rows = c.execute(_among(own, pool_id, limit)).all()
     vectors = np.stack([r.data for r in rows]) if rows else np.empty((0, 0), dtype=np.float32)
-    return Encoded([stored(r) for r in rows], vectors)
+    return Encoded([stored(r[:-1]) for r in rows], vectors)
 
 
 def _among(query: sa.Select[Any], pool_id: int, limit: int) -> sa.Select[Any]:

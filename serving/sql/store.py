@@ -37,6 +37,12 @@ __all__ = ["Clash", "RetrieverChanged", "Store"]
 _TAKEN = "stands for another demonstration"
 _CHANGES = 1 << 16  # rows that an index takes in at once
 
+# asked for by every request, so made once
+_POOL = sa.select(pool).where(pool.c.name == sa.bindparam("name"))
+_ROWS = sa.select(demonstration).where(
+    demonstration.c.pool_id == sa.bindparam("pool"), demonstration.c.id.in_(sa.bindparam("rows", expanding=True))
+)
+
 Clash = Literal["refuse", "replace", "skip"]
 """What becomes of a demonstration whose id stands for another one: the whole write is refused, it takes the other's
 place, or it is left out."""
@@ -89,7 +95,7 @@ class Store:
             NotFoundError: there is none of that name.
         """
         with self._read(fresh=fresh) as c:
-            row = c.execute(sa.select(pool).where(pool.c.name == name)).one_or_none()
+            row = c.execute(_POOL, {"name": name}).one_or_none()
         if row is None:
             raise NotFoundError(f"no pool {name!r}; GET /v1/pools lists them")
         return PoolRow(*row)
@@ -215,8 +221,7 @@ class Store:
         found = {}
         with self._read() as c:
             for some in portions(rows):
-                query = sa.select(demonstration).where(demonstration.c.pool_id == pool_id, demonstration.c.id.in_(some))
-                found.update({r.id: stored(r) for r in c.execute(query)})
+                found.update({r[0]: stored(r) for r in c.execute(_ROWS, {"pool": pool_id, "rows": some}).all()})
         return found
 
     def by_key(self, pool_id: int, key: str) -> Stored:

@@ -136,3 +136,13 @@ def test_indexes_that_answer_no_more_are_removed(cached: Settings) -> None:
     with opened(cached) as catalog:
         catalog.delete(catalog.pool("p"))
     assert not list(Path(cached.cache).glob("encoding-*"))
+
+
+def test_demonstrations_are_read_before_they_are_asked_for(cached: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(cached)
+    with opened(cached) as catalog:
+        expected = found(catalog)
+        catalog._remembered.clear()
+        catalog.tend(0)
+        monkeypatch.setattr(catalog.store, "get", lambda *_: pytest.fail("read again"))
+        assert found(catalog) == expected
