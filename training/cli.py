@@ -238,12 +238,11 @@ def retrieve(
 ) -> None:
     """Demonstrations for new inputs, best first."""
     from training.progress import hush_transformers
-    from training.serve_once import open_retriever
-    from udr.types import Query
+    from training.serve_once import as_queries, open_retriever
 
     hush_transformers()
     opened = open_retriever(retriever, task, _tell)
-    found = opened.retrieve([Query(f"query-{i}", text) for i, text in enumerate(inputs)], k, selection=selection)
+    found = opened.retrieve(as_queries(inputs), k, selection=selection)
     rows = [
         {
             "input": text,

@@ -11,14 +11,14 @@ from training.lm import build_lm
 from training.settings import LMSettings
 from udr.data import FORMATS, SPEC_FORMATS, open_task
 from udr.encoder import load_encoder
-from udr.errors import ArtifactError, ConfigError
+from udr.errors import ArtifactError, ConfigError, DataError
 from udr.evaluation import answer_prompts
 from udr.mixture import mix
 from udr.retriever import SPARES, Retriever, load_retriever
 from udr.selection import ORDERS
 from udr.types import Query
 
-__all__ = ["make_prompts", "open_retriever"]
+__all__ = ["as_queries", "make_prompts", "open_retriever"]
 
 
 def open_retriever(folder: Path, task: str, tell: Callable[[str], None]) -> Retriever:
@@ -29,7 +29,7 @@ def open_retriever(folder: Path, task: str, tell: Callable[[str], None]) -> Retr
     Raises:
         ArtifactError: the retriever folder was made before it held the untrained encoder.
     """
-    if task.endswith((*FORMATS, *SPEC_FORMATS)):
+    if task.lower().endswith((*FORMATS, *SPEC_FORMATS)):
         data = open_task(task, hold_out=False)
         if (folder / "encoder").is_dir() and not (folder / "untrained").is_dir():
             raise ArtifactError(f"{folder}: holds no untrained encoder, which a new task needs; run: udr index CONFIG")
@@ -42,6 +42,20 @@ def open_retriever(folder: Path, task: str, tell: Callable[[str], None]) -> Retr
         )
         return Retriever(data.spec, data.train, mixture.ranker)
     return load_retriever(folder, task)
+
+
+def as_queries(inputs: Sequence[str]) -> list[Query]:
+    """Inputs of a command as queries.
+
+    Raises:
+        DataError: one is no Unicode text.
+    """
+    for i, text in enumerate(inputs):
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise DataError(f"input {i}: {ascii(text)[:60]} is no UTF-8 text") from None
+    return [Query(f"query-{i}", text) for i, text in enumerate(inputs)]
 
 
 def make_prompts(
@@ -69,7 +83,7 @@ def make_prompts(
     model = build_lm(LMSettings(name=lm))
     if budget > model.context_length:
         raise ConfigError(f"--budget: {budget} tokens, and the LM {lm} reads {model.context_length}")
-    queries = [Query(f"query-{i}", text) for i, text in enumerate(inputs)]
+    queries = as_queries(inputs)
     rows = []
     for query, found in zip(queries, retriever.retrieve(queries, SPARES * k, selection=selection), strict=True):
         prompt = retriever.prompt(query, found, model, budget, k=k, reserve=reserve, arrange=order)

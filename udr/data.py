@@ -5,19 +5,25 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from warnings import warn
 
 from udr.artifacts import write_atomically
-from udr.errors import DataError, MissingDependencyError
+from udr.errors import DataError, MissingDependencyError, UDRWarning, UnknownNameError
 from udr.tasks import Source, TaskSpec, infer_spec, load_spec
+from udr.tasks.spec import NAME
 from udr.types import Demonstration
 
 __all__ = ["TaskData", "load_task_data", "open_task", "read_demonstrations", "read_rows", "write_demonstrations"]
 
 FORMATS = (".parquet", ".jsonl", ".ndjson", ".csv")
+COLUMNS = ("id", "input", "output", "choices", "references", "split")
+LONGEST_FIELD = 100_000_000  # characters of a field of CSV, as of any text: what they mean is checked elsewhere
 SPEC_FORMATS = (".yaml", ".yml")
 
 
@@ -42,22 +48,37 @@ class TaskData:
         return {d.id: d for d in self.train}
 
 
-def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_rows(path: Path, wanted: Collection[str] = ()) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (line, row) of a .jsonl (or .ndjson), .csv or .parquet table; lines count from 1, the CSV header included.
 
+    Args:
+        path: of the table.
+        wanted: other columns of Parquet are not read, if there are any of these; none: all are.
+
     Raises:
-        DataError: no such file, an unknown format, or a line that does not parse.
+        DataError: no such file, an unknown format, a column twice, or a line that does not parse.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file")
-    if path.suffix in (".jsonl", ".ndjson"):
+    ending = path.suffix.lower()
+    if ending in (".jsonl", ".ndjson"):
         yield from _read_jsonl(path)
-    elif path.suffix == ".csv":
+    elif ending == ".csv":
         yield from _read_csv(path)
-    elif path.suffix == ".parquet":
-        yield from _read_parquet(path)
+    elif ending == ".parquet":
+        yield from _read_parquet(path, wanted)
     else:
-        raise DataError(f"{path}: unknown format {path.suffix or '(none)'}; expected {', '.join(FORMATS)}")
+        raise _unknown_format(path)
+
+
+def _unknown_format(path: Path) -> DataError:
+    return DataError(f"{path}: unknown format {path.suffix or '(none)'}; expected {', '.join(FORMATS)}")
+
+
+def _check_columns(path: Path, names: Sequence[str]) -> None:
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"{path}: column {twice!r} stands twice; give one of them another name")
 
 
 def _read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -78,8 +99,10 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        csv.field_size_limit(LONGEST_FIELD)
         reader = csv.DictReader(file, strict=True)
         try:
+            _check_columns(path, list(reader.fieldnames or ()))
             for row in reader:
                 if None in row or None in row.values():
                     raise DataError(f"{path}:{reader.line_num}: the row's length differs from the header's")
@@ -98,21 +121,45 @@ def _has_surrogates(text: str) -> bool:
     return False
 
 
-def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _read_parquet(path: Path, wanted: Collection[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
         raise MissingDependencyError("pyarrow", "train") from None
+    number = 0
     try:
         with pq.ParquetFile(path) as table:
-            number = 0
-            for batch in table.iter_batches(batch_size=4096):
-                for row in batch.to_pylist():
+            names = table.schema_arrow.names
+            _check_columns(path, names)
+            columns = [name for name in names if name in wanted] or None
+            for batch in table.iter_batches(batch_size=4096, columns=columns):
+                for row in _python_rows(batch):
                     number += 1
                     yield number, row
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: not Parquet ({str(error).splitlines()[0]})") from None
+    except _NoPython as error:
+        raise DataError(f"{path}:{number + 1}: a value that cannot be read ({error})") from None
+
+
+class _NoPython(Exception):
+    """A value that Arrow holds and Python does not."""
+
+
+def _python_rows(batch: Any) -> Iterator[dict[str, Any]]:
+    """Rows of a record batch, one by one where it cannot be had whole, so that the bad row is known."""
+    try:
+        yield from batch.to_pylist()
+        return
+    except (UnicodeDecodeError, OverflowError, ValueError, LookupError):  # LookupError: time zones that nobody knows
+        pass
+    for i in range(len(batch)):
+        try:
+            (row,) = batch.slice(i, 1).to_pylist()
+        except (UnicodeDecodeError, OverflowError, ValueError, LookupError) as error:
+            raise _NoPython(str(error).splitlines()[0] if str(error) else type(error).__name__) from None
+        yield row
 
 
 def read_demonstrations(path: Path, split: str | None = None) -> list[Demonstration]:
@@ -123,18 +170,26 @@ def read_demonstrations(path: Path, split: str | None = None) -> list[Demonstrat
     Raises:
         DataError: a missing column, a value of the wrong type, two rows under one id (file:line), or no rows at all.
     """
-    demonstrations: dict[str, Demonstration] = {}
+    found: dict[str, Demonstration] = {}
+    for own, demonstration in _read_splits(path):
+        if split is None or own == split:
+            found.setdefault(demonstration.id, demonstration)
+    return list(found.values())
+
+
+def _read_splits(path: Path) -> list[tuple[str, Demonstration]]:
+    """All rows of a table with their splits; a row that names none is of train."""
+    rows: list[tuple[str, Demonstration]] = []
     seen: dict[str, tuple[int, str]] = {}  # over all splits: a query is never shown the demonstration of its own id
-    for line, row in read_rows(path):
+    for line, row in read_rows(path, COLUMNS):
         demonstration = _demonstration(row, f"{path}:{line}")
         first, content = seen.setdefault(demonstration.id, (line, demonstration.content_hash))
         if content != demonstration.content_hash:
             raise DataError(f"{path}:{line}: id {demonstration.id!r} stands already at line {first}")
-        if split is None or str(row.get("split") or "train") == split:
-            demonstrations.setdefault(demonstration.id, demonstration)
-    if not seen:
+        rows.append((str(row.get("split") or "train").strip().lower(), demonstration))
+    if not rows:
         raise DataError(f"{path}: no rows")
-    return list(demonstrations.values())
+    return rows
 
 
 def _demonstration(row: Mapping[str, Any], where: str) -> Demonstration:
@@ -143,12 +198,15 @@ def _demonstration(row: Mapping[str, Any], where: str) -> Demonstration:
         value = row.get(column)
         if column not in row:
             raise DataError(f"{where}: no column {column!r}; the row has {', '.join(map(str, row)) or 'none'}")
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise DataError(f"{where}: {column} must be text, not {type(value).__name__}")
+        if isinstance(value, bool) or not isinstance(value, str | int | float) or value != value:
+            kind = "a missing number" if isinstance(value, float) else type(value).__name__
+            raise DataError(f"{where}: {column} must be text, not {kind}")
         values[column] = _text(str(value), where, column)
-    if not values["input"].strip():
-        raise DataError(f"{where}: input is empty")
-    choices = tuple(c.strip() for c in _strings(row.get("choices"), where, "choices"))
+        if not values[column].strip():
+            raise DataError(f"{where}: {column} is empty")
+    choices = tuple(dict.fromkeys(c.strip() for c in _strings(row.get("choices"), where, "choices")))
+    if "" in choices:
+        raise DataError(f"{where}: a choice is empty")
     output = values["output"].strip() if choices else values["output"]  # blanks at the ends never decide a choice
     if choices and output not in choices:
         raise DataError(f"{where}: output {output[:60]!r} is not among the choices")
@@ -187,7 +245,12 @@ def load_task_data(spec: TaskSpec, data_dir: Path | None = None, pool: Path | No
     """
     path = pool or _table_of(spec.name, data_dir)
     if path is not None:
-        train, test = read_demonstrations(path, "train"), read_demonstrations(path, "test")
+        rows = _read_splits(path)
+        train, test = ([*{d.id: d for own, d in rows if own == split}.values()] for split in ("train", "test"))
+        others = Counter(own for own, _ in rows if own not in ("train", "test"))
+        if others:
+            named = ", ".join(f"{own} ({count})" for own, count in others.items())
+            warn(f"{path}: rows of other splits than train and test are not read: {named}", UDRWarning, stacklevel=2)
         where = str(path)
     elif spec.source.hub:
         train, test = load_hub(spec.source)
@@ -220,11 +283,18 @@ def open_task(name: str, data_dir: Path | None = None, hold_out: bool = True) ->
         DataError: as `load_task_data`.
     """
     path = Path(name)
-    if path.suffix not in FORMATS:
-        spec = load_spec(name, data_dir)
+    if path.suffix.lower() not in FORMATS:
+        try:
+            spec = load_spec(name, data_dir)
+        except UnknownNameError:
+            if path.exists() and path.suffix.lower() not in SPEC_FORMATS:
+                raise _unknown_format(path) from None
+            raise
         beside = path.parent if path.suffix in SPEC_FORMATS else None
         return load_task_data(spec, data_dir, _table_of(spec.name, data_dir) or _table_of(spec.name, beside))
     described = next((p for f in SPEC_FORMATS if (p := path.with_suffix(f)).is_file()), None)
+    if not described and not re.fullmatch(NAME, path.stem):
+        raise DataError(f"{path}: a task goes by its file's name, of letters, digits, _, . and -; rename the file")
     spec = load_spec(str(described)) if described else infer_spec(path.stem, read_demonstrations(path))
     data = load_task_data(spec, pool=path)
     if data.test or len(data.train) < 2 or not hold_out:
@@ -263,8 +333,9 @@ def load_hub(source: Source) -> tuple[list[Demonstration], list[Demonstration]]:
     """Load (train, test) of a hub data set at its pinned revision through `datasets`.
 
     `source.columns` maps our columns to theirs; a value with braces is a format over the row, such as
-    `"{premise} {hypothesis}"`. Rows without an input, which published tables hold now and then, are left out, and
-    exact duplicates are kept once. A row's id is its content hash: theirs often repeat between splits.
+    `"{premise} {hypothesis}"`. Rows of which input or output is empty, as published tables hold now and then,
+    are left out, and exact duplicates are kept once. A row's id is its content hash: theirs often repeat between
+    splits.
 
     Raises:
         MissingDependencyError: `datasets` is absent.
@@ -286,10 +357,14 @@ def load_hub(source: Source) -> tuple[list[Demonstration], list[Demonstration]]:
         found = [
             _demonstration(row, f"{where} row {i}")
             for i, row in enumerate(rows)
-            if "input" not in row or str(row["input"] or "").strip()
+            if all(column not in row or _says_something(row[column]) for column in ("input", "output"))
         ]
         splits[ours] = list({d.id: d for d in found}.values())
     return splits.get("train", []), splits.get("test", [])
+
+
+def _says_something(value: object) -> bool:
+    return value is not None and bool(str(value).strip())
 
 
 def _map_columns(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> dict[str, Any]:

@@ -95,6 +95,12 @@ def test_retrieve_takes_many_inputs_and_tables_the_retriever_never_saw(
         assert [d["id"] for d in row["demonstrations"]] == [hit.demonstration.id for hit in hits]
 
 
+def test_an_input_that_is_no_text_is_told_in_a_line(udr: Command, finished: Bench) -> None:
+    told = udr("retrieve", "--retriever", finished.retriever, "--task", "mood", "a\udcff")
+    assert told.code == 2
+    assert "input 0: 'a\\udcff' is no UTF-8 text" in told.err
+
+
 @pytest.mark.parametrize("selection", ["mmr", "dpp", "coverage", "balanced"])
 def test_every_selection_gives_k_different_demonstrations(udr: Command, finished: Bench, selection: str) -> None:
     words = ("--retriever", finished.retriever, "--task", "mood", "--k", 4, "--selection", selection, "--json", INPUT)

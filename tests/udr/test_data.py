@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,7 +21,7 @@ from udr.data import (
     read_rows,
     write_demonstrations,
 )
-from udr.errors import DataError, UnknownNameError
+from udr.errors import DataError, UDRWarning, UnknownNameError
 from udr.tasks.spec import Source, TaskSpec
 from udr.types import Demonstration
 
@@ -32,8 +34,6 @@ def write_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
 
 
 def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
     pq.write_table(pa.Table.from_pylist(list(rows)), path)
     return path
@@ -88,9 +88,9 @@ def test_lines_count_from_one_and_blank_lines_count(tmp_path: Path) -> None:
 
 def test_numbers_are_text_and_an_id_may_be_zero(tmp_path: Path) -> None:
     path = write_jsonl(
-        tmp_path / "t.jsonl", [{"id": 0, "input": 2, "output": 0.5}, {"id": 1, "input": "x", "output": ""}]
+        tmp_path / "t.jsonl", [{"id": 0, "input": 2, "output": 0.5}, {"id": 1, "input": "x", "output": "y"}]
     )
-    assert read_demonstrations(path) == [Demonstration("0", "2", "0.5"), Demonstration("1", "x", "")]
+    assert read_demonstrations(path) == [Demonstration("0", "2", "0.5"), Demonstration("1", "x", "y")]
 
 
 def test_a_row_without_an_id_goes_by_its_content(tmp_path: Path) -> None:
@@ -142,6 +142,10 @@ GOOD = '{"input": "a", "output": "b"}\n'
         ("t.jsonl", '{"input": "a", "output": true}', ":1", "output must be text, not bool"),
         ("t.jsonl", '{"input": "a", "output": ["b"]}', ":1", "output must be text, not list"),
         ("t.jsonl", '{"input": " \\t", "output": "b"}', ":1", "input is empty"),
+        ("t.jsonl", GOOD + '{"input": "a", "output": ""}', ":2", "output is empty"),
+        ("t.jsonl", '{"input": "a", "output": NaN}', ":1", "output must be text, not a missing number"),
+        ("t.jsonl", '{"input": "a", "output": "b", "choices": ["b", " "]}', ":1", "a choice is empty"),
+        ("t.csv", "input,output,output\na,b,c\n", "", "column 'output' stands twice"),
         ("t.jsonl", '{"input": "\\ud800", "output": "b"}', ":1", "input holds half a surrogate pair"),
         ("t.jsonl", '{"input": "a", "output": "b", "id": "\\ud800"}', ":1", "id holds half a surrogate pair"),
         ("t.jsonl", '{"input": "a", "output": "b", "references": ["\\ud800"]}', ":1", "references holds half"),
@@ -193,6 +197,55 @@ def test_text_that_is_not_utf8_is_refused_with_its_line(tmp_path: Path, name: st
     assert refusal(path).startswith(f"{path}:{line}: not UTF-8")
 
 
+def test_parquet_columns_that_no_task_has_are_not_read_and_bad_values_are_named_by_row(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    good, bad = pa.array(["a", "b"]), pa.array(["a", "b"], pa.large_binary())
+    moments = pa.array([0, 2**62], pa.timestamp("us"))
+    pq.write_table(pa.table({"input": good, "output": good, "when": moments}), path)
+    assert [d.input for d in read_demonstrations(path)] == ["a", "b"]
+    with pytest.raises(DataError, match=r"t\.parquet:2: a value that cannot be read"):
+        list(read_rows(path))
+    bad = pa.Array.from_buffers(pa.string(), 2, pa.array([b"a", b"\xff"], pa.binary()).buffers())
+    pq.write_table(pa.table({"input": good, "output": bad}), path)
+    assert refusal(path).startswith(f"{path}:2: a value that cannot be read")
+    pq.write_table(pa.table([good, good, good], ["input", "output", "input"]), path)
+    assert "column 'input' stands twice" in refusal(path)
+
+
+def test_a_field_of_csv_may_be_as_long_as_any_text_and_endings_may_be_capitals(tmp_path: Path) -> None:
+    path = tmp_path / "T.CSV"
+    path.write_text(f"input,output\n{'a' * 200_000},b\n{'c' * 9},d\n")
+    assert len(open_task(str(path)).train[0].input) in (200_000, 9)
+
+
+def test_splits_are_read_whatever_their_case_and_others_are_told(tmp_path: Path, copying: TaskSpec) -> None:
+    splits = ["Train", "TEST", " train ", "dev", "dev", "validation"]
+    path = write_jsonl(
+        tmp_path / "t.jsonl", [{"input": f"a {i}", "output": "b", "split": s} for i, s in enumerate(splits)]
+    )
+    with pytest.warns(UDRWarning, match=r"not read: dev \(2\), validation \(1\)"):
+        data = load_task_data(copying, pool=path)
+    assert (len(data.train), len(data.test)) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("t.tsv", r"t\.tsv: unknown format \.tsv; expected"),
+        ("my tickets.jsonl", "a task goes by its file's name, .*; rename the file"),
+    ],
+)
+def test_a_file_that_is_no_task_is_told_as_such(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / name).write_text(GOOD)
+    with pytest.raises(DataError, match=message):
+        open_task(str(tmp_path / name))
+
+
+def test_a_folder_of_data_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="absent: no such folder of data"):
+        open_task("mine", tmp_path / "absent")
+
+
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path / "absent.jsonl") == f"{tmp_path / 'absent.jsonl'}: no such file"
     assert refusal(tmp_path) == f"{tmp_path}: no such file"
@@ -205,7 +258,10 @@ def test_two_rows_under_one_id_are_refused_even_in_different_splits(tmp_path: Pa
     assert refusal(path, split) == f"{path}:2: id '1' stands already at line 1"
 
 
-@given(st.lists(st.tuples(text, text.filter(str.strip), text, st.lists(text, max_size=2)), min_size=1, max_size=4))
+said = text.filter(str.strip)
+
+
+@given(st.lists(st.tuples(text, said, said, st.lists(text, max_size=2)), min_size=1, max_size=4))
 def test_a_written_pool_reads_back_as_it_was(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str, str, list[str]]]
 ) -> None:

@@ -130,6 +130,26 @@ def test_check_reports_a_broken_file(
 # load_spec
 
 
+@pytest.mark.parametrize(
+    ("verbaliser", "expected"),
+    [
+        ("{0: bad, 1: good}", {"0": "bad", "1": "good"}),
+        ("{'0': no, '1': yes}", "put them in quotes"),
+        ('{"0": "\\ud800", "1": a}', "no Unicode text"),
+    ],
+)
+def test_labels_may_be_numbers_and_what_yaml_takes_for_another_thing_is_told(
+    tmp_path: Path, verbaliser: str, expected: object
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"name: mine\nfamily: custom\nkind: classification\nmetric: accuracy\nverbaliser: {verbaliser}\n")
+    if isinstance(expected, dict):
+        assert load_spec(str(path)).verbaliser == expected
+    else:
+        with pytest.raises(ConfigError, match=str(expected)):
+            load_spec(str(path))
+
+
 def test_path_of_a_yaml_file_is_read_as_a_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("name: mine\nfamily: custom\nkind: generation\nmetric: rouge_l\n", encoding="utf-8")

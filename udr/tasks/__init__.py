@@ -69,6 +69,8 @@ def read_manifest(data_dir: Path) -> dict[str, dict[str, Any]]:
         DataError: not JSON, or not a list of entries with a `name`.
     """
     path = data_dir / MANIFEST
+    if not data_dir.is_dir():
+        raise DataError(f"{data_dir}: no such folder of data")
     try:
         entries = json.loads(path.read_bytes())
     except FileNotFoundError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from udr.config import StrictConfig
 from udr.errors import DataError
@@ -54,10 +54,13 @@ class Source(StrictConfig):
     bigbench: str = ""  # folder below bigbench/benchmark_tasks
 
 
+NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"  # of a task, for files go by it
+
+
 class TaskSpec(StrictConfig):
     """One task, as its YAML file states it."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    name: str = Field(pattern=f"^{NAME}$")
     family: str
     kind: Kind
     metric: Metric
@@ -67,7 +70,26 @@ class TaskSpec(StrictConfig):
     normalisation: Normalisation = "mean"
     max_new_tokens: int = Field(default=64, ge=1)
     source: Source = Source()
-    train_cap: int = Field(default=0, ge=0)  # at most this many demonstrations of the train split; 0 = all
+    train_cap: int = Field(default=0, ge=0)  # queries that feedback is asked for, at most; 0 = as many as the run takes
+
+    @field_validator("verbaliser", mode="before")
+    @classmethod
+    def _labels_and_words_are_texts(cls, given: object) -> object:
+        """YAML reads 0 as a number and no as false; the one is meant, the other cannot be told from false."""
+        if not isinstance(given, dict):
+            return given
+        if any(isinstance(part, bool) for pair in given.items() for part in pair):
+            raise ValueError("YAML takes yes, no, on, off, true and false for truth values; put them in quotes")
+        return {_as_text(label): _as_text(word) for label, word in given.items()}
+
+    @model_validator(mode="after")
+    def _words_are_unicode(self) -> TaskSpec:
+        words = (self.instruction, *self.template.model_dump().values(), *self.verbaliser, *self.verbaliser.values())
+        try:
+            "".join(words).encode()
+        except UnicodeEncodeError:
+            raise ValueError("holds half a surrogate pair, which is no Unicode text") from None
+        return self
 
     @model_validator(mode="after")
     def _kind_fits_options(self) -> TaskSpec:
@@ -103,3 +125,7 @@ class TaskSpec(StrictConfig):
         if self.kind == "classification":
             return tuple(self.verbaliser.values())
         return choices if self.kind == "multichoice" else ()
+
+
+def _as_text(value: object) -> object:
+    return str(value) if isinstance(value, int | float) else value
