@@ -26,6 +26,7 @@ from training.pretrain_diffusion import build_diffusion, read_canvases
 from training.pretrain_multi_task import build_multi_task, read_tasks
 from training.pretrain_settings import PretrainConfig
 from training.pretrain_translation import build_drit
+from training.quickstart import fitting_sizes
 from training.run import silent
 from training.scenes import scenes_table
 from training.settings import RunConfig
@@ -165,3 +166,9 @@ def test_the_saved_copy_of_the_settings_is_the_settings_again(tmp_path: Path) ->
 def test_models_must_be_named() -> None:
     with pytest.raises(ConfigError, match=r"lm.name and encoder.name must be set"):
         RunConfig.parse({"out": "x", "tasks": ["sst2"]}, "test")
+
+
+@pytest.mark.parametrize(("speed", "queries", "asked"), [(9000.0, 120, 25), (500.0, 60, 12), (1.0, 42, 9)])
+def test_the_quickstart_takes_as_many_queries_as_the_lm_is_quick(speed: float, queries: int, asked: int) -> None:
+    config = load_config(RunConfig, Path(run_settings.__file__).parent / "configs" / "quickstart.yaml")
+    assert fitting_sizes(config, speed) == [f"mining.queries={queries}", f"evaluation.queries={asked}"]
