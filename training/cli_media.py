@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from training.printing import Json, print_result
+from training.printing import Json, check_out, print_result
 
 __all__ = ["add_commands", "probe_directions", "probe_videos"]
 
@@ -130,6 +130,7 @@ def translate(
 
     hush_transformers()
     check_png(out)
+    check_out(out, pictures, like)
     own = load_translator(translator)
     style = own.number_of(to)
     rows, pixels, wrong = read_rows(sample_rows(pictures, split, show, seed), own.size)
