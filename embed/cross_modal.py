@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from embed.audio import MELS, frames_of, open_sound
 from embed.backbones import build_backbone
-from embed.folders import WEIGHTS, save_folder
+from embed.folders import WEIGHTS, save_folder, shape_of
 from embed.media import open_picture, pixels_of
 from embed.quantizer import Quantised, Quantizer
 from embed.towers import AudioTower, FrozenTower, ImageTower, TextTower, grams_of
@@ -327,6 +327,6 @@ def load_cross_modal(folder: Path, device: str = "auto") -> CrossModalEncoder:
 
 
 def _fingerprint(folder: Path, saved: Mapping[str, Any]) -> str:
-    shape = saved.get("shape") or {}
+    shape = shape_of(saved)
     others = "".join(f"-{one.get('fingerprint')}" for _, one in sorted(shape.get("frozen_encoders", {}).items()))
     return f"{fingerprint_files(folder, ('.safetensors',))}-{shape.get('backbone')}-{shape.get('size')}{others}"

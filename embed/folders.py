@@ -11,7 +11,7 @@ from torch import nn
 
 from udr.artifacts import replacing, write_json
 
-__all__ = ["WEIGHTS", "Fingerprint", "save_folder"]
+__all__ = ["WEIGHTS", "Fingerprint", "save_folder", "shape_of"]
 
 WEIGHTS = "model.safetensors"
 Fingerprint = Callable[[Path, Mapping[str, Any]], str]  # of a folder whose facts are these
@@ -27,3 +27,9 @@ def save_folder(net: nn.Module, folder: Path, facts: Mapping[str, Any], file: st
     with replacing(folder / WEIGHTS) as temporary:
         save_file(weights, temporary)
     write_json(folder / file, {**facts, "fingerprint": fingerprint(folder, facts)})
+
+
+def shape_of(facts: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a folder's network is made by; empty where a damaged file says nothing of it."""
+    shape = facts.get("shape")
+    return shape if isinstance(shape, Mapping) else {}

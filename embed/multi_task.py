@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from embed.folders import WEIGHTS, save_folder
+from embed.folders import WEIGHTS, save_folder, shape_of
 from embed.image import PictureEncoder
 from embed.media import media_of, open_picture, pixels_of
 from embed.multi_task_nets import DenseKind, MultiTaskNet, Outputs, build_multi_task_net
@@ -149,6 +149,6 @@ def load_multi_task(folder: Path, device: str = "auto") -> MultiTaskEncoder:
 
 
 def _fingerprint(folder: Path, saved: Mapping[str, Any]) -> str:
-    shape = saved.get("shape") or {}
+    shape = shape_of(saved)
     words = "-".join(str(shape.get(key)) for key in ("network", "backbone", "size"))
     return f"{fingerprint_files(folder, ('.safetensors',))}-{words}"

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from embed.folders import WEIGHTS, save_folder
+from embed.folders import WEIGHTS, save_folder, shape_of
 from embed.image import PictureEncoder
 from embed.translation_nets import AXES, TranslationNet
 from udr.artifacts import fingerprint_files, read_json
@@ -204,5 +204,5 @@ def load_translator(folder: Path, device: str = "auto") -> Translator:
 
 
 def _fingerprint(folder: Path, saved: Mapping[str, Any]) -> str:
-    shape = "-".join(str(value) for _, value in sorted(dict(saved.get("shape") or {}).items()))
+    shape = "-".join(str(value) for _, value in sorted(shape_of(saved).items()))
     return f"{fingerprint_files(folder, ('.safetensors',))}-{shape}-{'-'.join(saved.get('styles') or ())}"

@@ -133,7 +133,7 @@ def _rows(source: Path, columns: list[str], split: str | None) -> Any:
             for batch in table.iter_batches(batch_size=256, columns=wanted):
                 for row in batch.to_pylist():
                     number += 1
-                    if split is None or row["split"] == split:
+                    if split is None or str(row["split"]) == split:
                         yield f"{source.name}:{number}", row, int(table.metadata.num_rows)
     except pa.ArrowException as error:
         raise DataError(f"{source}: not Parquet ({str(error).splitlines()[0]})") from None

@@ -368,7 +368,10 @@ def main() -> None:
         if not _out_of_memory(error):
             raise
         sys.exit(
-            _complain("out of memory; make lm.row_tokens, train.batch or encoder.max_tokens smaller and run again")
+            _complain(
+                "out of memory; make lm.row_tokens, train.batch or encoder.max_tokens smaller (of a pre-training "
+                "loop.batch, or loop.accumulate larger) and run again"
+            )
         )
     except OSError as error:  # a full disk, a forbidden folder: the user's to mend
         where = f"{error.filename}: " if error.filename else ""

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from training.printing import Json, print_result
+from training.printing import Json, check_out, print_result
 
 __all__ = ["data_app", "lm_app", "tasks_app"]
 
@@ -174,6 +174,7 @@ def data_tags(
     from training.captioned import read_captioned
     from training.label_tables import fetch_tags, read_tags, tagged_table
 
+    check_out(out, emoji)
     tags = read_tags(fetch_tags(out.parent / ".cache"))
     counts = tagged_table(read_captioned(emoji), tags, out, fewest)
     typer.echo(f"{out}: {', '.join(f'{count} {name}' for name, count in counts.items())}")
@@ -196,6 +197,7 @@ def data_canvases(
     from training.label_tables import canvases_table
     from training.progress import reporting
 
+    check_out(out, emoji)
     with reporting(Console(stderr=True)) as report:
         counts = canvases_table(read_captioned(emoji), out, count, test, size, together, seed, report("canvases"))
     typer.echo(f"{out}: {', '.join(f'{count} {name}' for name, count in counts.items())}")

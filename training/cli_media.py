@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from training.printing import Json, print_result
+from training.printing import Json, check_out, print_result
 
 __all__ = ["add_commands", "probe_directions", "probe_videos"]
 
@@ -37,10 +37,11 @@ def probe_directions(data: Path, encoder: str, split: str, language: str, voice:
     """Recall of a cross-modal encoder, from every modality to every other."""
     from embed.cross_modal import load_cross_modal
     from training.captioned import read_captioned
-    from training.retrieval import directions
+    from training.retrieval import check_asked, directions
 
-    rows = read_captioned(data, split)
-    found = directions(load_cross_modal(Path(encoder.partition(":")[2])), rows, language, voice)
+    opened, rows = load_cross_modal(Path(encoder.partition(":")[2])), read_captioned(data, split)
+    check_asked(data, rows, opened.modalities, language, voice)
+    found = directions(opened, rows, language, voice)
     lines = [f"{'':14} {'R@1':>7} {'R@5':>7} {'R@10':>7} {'median':>7} {'of':>5}"]
     lines += [
         f"{title:14} {row['R@1']:7.4f} {row['R@5']:7.4f} {row['R@10']:7.4f} {row['median_rank']:7.1f} {row['n']:5.0f}"
@@ -86,6 +87,7 @@ def codes(
     from training.captioned import read_captioned
     from training.codes import code_meanings, report_html
     from training.progress import hush_transformers
+    from training.retrieval import check_asked
     from udr.artifacts import write_atomically
     from udr.errors import ConfigError
 
@@ -96,6 +98,7 @@ def codes(
     if out.suffix not in (".html", ".json"):
         raise ConfigError(f"--out {out}: expected a name that ends in .html or .json")
     opened, rows = load_cross_modal(Path(name)), read_captioned(data, split)
+    check_asked(data, rows, opened.modalities, language, voice)
     meanings = code_meanings(opened, rows, language, voice)
     if out.suffix == ".json":
         written = json.dumps([m.as_dict() for m in meanings], ensure_ascii=False, indent=1) + "\n"
@@ -130,6 +133,7 @@ def translate(
 
     hush_transformers()
     check_png(out)
+    check_out(out, pictures, like)
     own = load_translator(translator)
     style = own.number_of(to)
     rows, pixels, wrong = read_rows(sample_rows(pictures, split, show, seed), own.size)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from training.printing import Json, print_result
+from training.printing import Json, check_out, print_result
 
 __all__ = ["add_commands", "probe_tasks"]
 
@@ -28,6 +28,7 @@ def describe(
     from training.progress import hush_transformers, reporting
 
     hush_transformers()
+    check_out(out, data)
     with reporting(console) as report:
         described, others = describe_pictures(data, encoder, out, split, least, report("describing"))
     typer.echo(f"{out}: {described} described" + (f"; {others} without a picture that can be read" if others else ""))

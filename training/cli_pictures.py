@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from training.printing import Json, print_result
+from training.printing import Json, check_out, print_result
 from udr.config import load_config
 
 __all__ = ["add_commands"]
@@ -61,7 +61,7 @@ def probe(
     asked: Annotated[str, typer.Option(help="Split that is asked.")] = "test",
     k: Annotated[int, typer.Option(min=1, help="Neighbours.")] = 20,
     untrained: Annotated[bool | None, typer.Option(help="A row for the same network, untrained.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of subsets, canvases and untrained weights.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of subsets, canvases and untrained weights.")] = 0,
     cache: Annotated[Path, typer.Option(help="Folder for the pictures as arrays.")] = Path("runs/pictures"),
     language: Annotated[str, typer.Option(help="Of captions and speech, for a cross-modal encoder; none: any.")] = "",
     voice: Annotated[str, typer.Option(help="Who speaks (human, espeak-m7); none: anyone.")] = "",
@@ -125,6 +125,9 @@ def embed(
     from udr.errors import ConfigError
 
     hush_transformers()
+    if out.suffix != ".parquet":
+        raise ConfigError(f"--out {out}: expected FILE.parquet")
+    check_out(out, data)
     of_videos = artifact_kind(encoder) == "video"
     with reporting(console) as report:
         if of_videos:
@@ -144,9 +147,11 @@ def export(
 ) -> None:
     """An encoder for other programs: its weights, or a graph that is checked against torch before it is kept."""
     from embed.export import export_onnx, export_safetensors
+    from embed.folders import WEIGHTS
     from training.progress import hush_transformers
 
     hush_transformers()
+    check_out(out, folder / "encoder.json", folder / WEIGHTS)
     if to == "onnx":
         off = export_onnx(folder, out)
         typer.echo(f"{out}: vectors and regions are torch's, at most {off:.1g} off")
@@ -180,6 +185,7 @@ def neighbours(
 
     hush_transformers()
     check_png(out)
+    check_out(out, queries, pool)
     box = None if region is None else parse_region(region)
     rows, opened = sample_rows(queries, split, show, seed), open_picture_encoder(encoder)
     with reporting(console) as report:
@@ -222,6 +228,7 @@ def pool_map(
 
     hush_transformers()
     check_png(out)
+    check_out(out, pool)
     rows, opened = sample_rows(pool, split, show, seed), open_picture_encoder(encoder)
     with reporting(console) as report:
         rows, vectors = encode_sample(rows, opened, report(f"encoding {pool.name}"))
@@ -252,8 +259,10 @@ def label(
     from training.sheets import check_png
     from udr.errors import ConfigError
 
+    check_out(out, data)
     if sheet is not None:
         check_png(sheet, "--sheet")
+        check_out(sheet, data, option="--sheet")
     opened = load_labeller(labeller, device)
     if sheet is not None and opened.reads == "text":
         raise ConfigError("--sheet: this labeller reads texts; a sheet shows pictures")

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from training.printing import Json, print_result
+from training.printing import Json, check_out, print_result
 
 __all__ = ["add_commands"]
 
@@ -53,7 +53,10 @@ def synthesize(
     if out.suffix != ".parquet":
         raise ConfigError(f"--out {out}: expected FILE.parquet")
     check_steps(steps)
-    check_writable(*(path for path in (out, pool, sheet) if path is not None))
+    for option, path in (("--out", out), ("--pool", pool), ("--sheet", sheet)):
+        if path is not None:
+            check_writable(path)
+            check_out(path, layout, option=option)
     scenes, opened = read_layouts(layout).scenes, open_text_to_image(model)
     with reporting(console) as report:
         found = make(

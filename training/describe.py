@@ -13,7 +13,7 @@ from warnings import warn
 from embed.media import open_picture, picture_bytes
 from embed.multi_task import Attribute, MultiTaskEncoder
 from embed.registry import open_encoder
-from training.pictures import batches, most_pictures, picture_rows
+from training.pictures import batches, most_pictures, of_split, picture_rows
 from training.pool_lines import picture_entry, pool_line
 from udr.artifacts import replacing
 from udr.errors import ConfigError, DataError, UDRWarning
@@ -49,6 +49,8 @@ def describe_pictures(
 ) -> tuple[int, int]:
     """Write demonstrations with their pictures' attributes among their metadata; give those, and the others' number.
 
+    Demonstrations of NDJSON stay without a picture that can be read; of a folder or table they are left out.
+
     Args:
         source: NDJSON of demonstrations, or a folder or Parquet table of pictures, whose labels become outputs.
         address: of a multi-task encoder.
@@ -70,14 +72,18 @@ def describe_pictures(
     with replacing(out) as temporary, temporary.open("wb") as file:
         for group in batches(rows, AT_ONCE):
             for row, told in zip(group, _described(encoder, group), strict=True):
-                found = {name: one.value for name, one in (told or {}).items() if one.probability >= least}
-                row["metadata"] = {**(row.get("metadata") or {}), **found}
-                file.write(pool_line(row, str(row.get("id") or source)))
+                if (
+                    told is not None or source.suffix in LINES
+                ):  # a picture alone that cannot be read is no demonstration
+                    found = {name: one.value for name, one in (told or {}).items() if one.probability >= least}
+                    row["metadata"] = {**(row.get("metadata") or {}), **found}
+                    file.write(pool_line(row, str(row.get("id") or source)))
                 described, others = described + (told is not None), others + (told is None)
             if progress:
                 progress(described + others, most)
         if not described:
-            raise DataError(f"{source}: none of {others} demonstrations has a picture that can be read")
+            why = f"none of {others} demonstrations has a picture that can be read" if others else "no rows"
+            raise DataError(f"{source}: {why}{of_split(split)}")
     return described, others
 
 
@@ -94,7 +100,8 @@ def _pictures(source: Path, split: str | None) -> Iterator[dict[str, Any]]:
     for name, picture, label in picture_rows(source, split):
         try:
             media = [picture_entry(picture_bytes(picture, name), name)]
-        except DataError:  # it is told of, and counted, where it is read
+        except DataError as error:
+            warn(f"not described: {error}", UDRWarning, stacklevel=2)
             media = []
         yield {"id": name, "input": "", "output": label or "", "media": media}
 

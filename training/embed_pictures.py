@@ -16,7 +16,7 @@ from PIL import Image
 from embed.media import open_picture, picture_bytes
 from embed.multi_task import Attribute, MultiTaskEncoder
 from embed.registry import open_encoder
-from training.pictures import Row, batches, most_pictures, picture_rows
+from training.pictures import Row, batches, most_pictures, of_split, picture_rows
 from udr.artifacts import replacing
 from udr.encoder import BiEncoder
 from udr.errors import ConfigError, DataError, UDRWarning
@@ -100,7 +100,8 @@ def embed_pictures(
                 writer.write_table(pa.table(dict(zip(schema.names, columns, strict=True)), schema=schema))
             done, seen = done + len(found.rows), found.seen
         if not done:
-            raise DataError(f"{source}: none of {seen} pictures can be read")
+            why = f"none of {seen} pictures can be read" if seen else "no pictures"
+            raise DataError(f"{source}: {why}{of_split(split)}")
     return done, seen - done
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from embed.labeller import Label, Labeller, as_metadata
 from embed.media import open_picture, picture_bytes, pixels_of
-from training.pictures import batches, most_pictures, picture_rows
+from training.pictures import batches, most_pictures, of_split, picture_rows
 from training.pool_lines import picture_entry, pool_line
 from training.sheets import SIDE, draw_captioned
 from udr.artifacts import replacing
@@ -119,7 +119,8 @@ def label_things(
             if progress:
                 progress(seen, most)
         if not done.things:
-            raise DataError(f"{source}: " + (f"none of {seen} things can be read" if seen else "no rows"))
+            why = f"none of {seen} things can be read" if seen else "no rows"
+            raise DataError(f"{source}: {why}{of_split(split)}")
     return done
 
 

@@ -176,8 +176,6 @@ def fit(
     if len(pictures) < settings.batch:
         raise ConfigError(f"loop.batch: {settings.batch} pictures in a step, and there are {len(pictures)}")
     where = choose_device(device)
-    if where.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"--device {device}: there is no GPU here")
     precision = fast_dtype(where) if settings.precision == "auto" else settings.precision
     steps = max(1, round(settings.epochs * (len(pictures) // settings.batch)))
     accelerator = _accelerator(where == "cpu")

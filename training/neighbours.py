@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from embed.image import ImageEncoder
 from embed.media import open_picture, picture_bytes, pixels_of
 from training.embed_pictures import Encoded, encode_rows, whole_pictures
-from training.pictures import ENDINGS, Row, most_pictures, picture_rows
+from training.pictures import ENDINGS, Row, is_utf8, most_pictures, of_split, picture_rows
 from udr.draw import seeded
 from udr.errors import ConfigError, DataError
 from udr.index import FlatIndex
@@ -81,6 +81,8 @@ def sample_rows(source: Path, split: str | None, count: int, seed: int = 0) -> l
         DataError: as `picture_rows`; no pictures.
     """
     if source.is_file() and source.suffix.lower() in ENDINGS:
+        if not is_utf8(source.name):
+            raise DataError(f"{source.name!r}: a name that is not UTF-8")
         return [(source.name, source, None)]
     rng, kept = seeded("sample", seed), list[tuple[int, Row]]()
     for number, row in enumerate(picture_rows(source, split)):
@@ -89,7 +91,7 @@ def sample_rows(source: Path, split: str | None, count: int, seed: int = 0) -> l
         elif (place := int(rng.integers(number + 1))) < count:
             kept[place] = number, row
     if not kept:
-        raise DataError(f"{source}: no pictures{f' of split {split}' if split else ''}")
+        raise DataError(f"{source}: no pictures{of_split(split)}")
     return [row for _, row in sorted(kept, key=lambda pair: pair[0])]
 
 
@@ -112,7 +114,7 @@ def nearest(
     for found in encode_rows(picture_rows(pool, split), encode, progress, most_pictures(pool)):
         index.add(np.array(found.numbers, np.int64), found.vectors.reshape(-1, encoder.dim), encoder.fingerprint)
         same.look(found.numbers, found.rows)
-    _check_pool(pool, len(index))
+    _check_pool(pool, split, len(index))
     hits = index.search(vectors, k + same.most, encoder.fingerprint)
     chosen = [
         [(int(i), float(s), None) for i, s in zip(rows, scores, strict=True) if i >= 0 and i not in own][:k]
@@ -158,7 +160,7 @@ def nearest_regions(
             numbers += found.numbers
             for parts, vector, block in zip(best, wanted, blocks, strict=True):
                 parts.append(_best_blocks(found.vectors, vector, block))
-    _check_pool(pool, len(numbers))
+    _check_pool(pool, split, len(numbers))
     chosen = []
     for parts, block, known in zip(best, blocks, same.numbers, strict=True):
         table = np.concatenate(parts)
@@ -265,9 +267,9 @@ def _asked(queries: Sequence[Row], found: Iterable[Encoded]) -> tuple[list[Row],
     return [row for part in parts for row in part.rows], np.concatenate([part.vectors for part in parts])
 
 
-def _check_pool(pool: Path, count: int) -> None:
+def _check_pool(pool: Path, split: str | None, count: int) -> None:
     if not count:
-        raise DataError(f"{pool}: nothing in it can be read")
+        raise DataError(f"{pool}: nothing{of_split(split)} in it can be read")
 
 
 def _answers(

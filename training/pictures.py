@@ -11,13 +11,14 @@ from itertools import chain, islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
+from warnings import warn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embed.media import open_picture, pixels_of
 from udr.artifacts import read_json, replacing, write_json
-from udr.errors import ArtifactError, DataError
+from udr.errors import ArtifactError, DataError, UDRWarning
 from udr.types import Progress
 
 __all__ = [
@@ -25,10 +26,13 @@ __all__ = [
     "Row",
     "batches",
     "folder_rows",
+    "is_utf8",
     "most_pictures",
+    "of_split",
     "picture_rows",
     "prepare_pictures",
     "read_pictures",
+    "tell_left_out",
 ]
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
@@ -102,29 +106,52 @@ def picture_rows(source: Path, split: str | None, ids: bool = False) -> Iterator
     for batch in _batches_of(source, split):
         for row in batch:
             number += 1
-            if split is None or row["split"] == split:
+            if split is None or str(row["split"]) == split:
                 picture = row["image"]
                 raw = picture.get("bytes") if isinstance(picture, dict) else picture  # the hub's form, or bytes
+                if not isinstance(raw, bytes | None):
+                    raise DataError(f"{source}: column 'image' holds {type(raw).__name__}, not the bytes of pictures")
                 label = None if row.get("label") is None else str(row["label"])
                 labelled.add(label is None)
                 if len(labelled) > 1:
                     raise DataError(f"{source}:{number}: some rows have a label and others have none")
                 name = str(row.get("id") or "") if ids else ""
-                yield name or f"{source.name}:{number}", raw if isinstance(raw, bytes) else b"", label
+                yield name or f"{source.name}:{number}", raw or b"", label
+
+
+def of_split(split: str | None) -> str:
+    """How a message ends that is about one split."""
+    return "" if split is None else f" of split {split}"
 
 
 def folder_rows(folder: Path, endings: tuple[str, ...]) -> Iterator[tuple[str, Path, str | None]]:
     """Name, path and label of each file with such an ending; the label is its subfolder, where there are some.
 
+    A name that is not UTF-8 is left out with a warning.
+
     Raises:
         DataError: files beside the folders of classes.
     """
-    files = _files(folder, endings)
+    files = []
+    for path in _files(folder, endings):
+        if is_utf8(str(path.relative_to(folder))):
+            files.append(path)
+        else:  # no table, no JSON and no terminal takes such a name
+            warn(f"left out: {path.name!r}: a name that is not UTF-8", UDRWarning, stacklevel=2)
     nested = any(p.parent != folder for p in files)
     for path in files:
         if nested and path.parent == folder:
             raise DataError(f"{path}: beside the folders of classes; move it into one")
         yield str(path.relative_to(folder)), path, path.parent.relative_to(folder).as_posix() if nested else None
+
+
+def is_utf8(name: str) -> bool:
+    """False for a name of a file with other bytes, which Python holds as halves of characters."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _files(folder: Path, endings: tuple[str, ...] = ENDINGS) -> list[Path]:
@@ -216,7 +243,7 @@ def _prepare(
     rows = picture_rows(source, split)
     first = next(rows, None)
     if first is None:
-        raise DataError(f"{source}: no pictures{f' of split {split}' if split else ''}")
+        raise DataError(f"{source}: no pictures{of_split(split)}")
     most = most_pictures(source)
     array.parent.mkdir(parents=True, exist_ok=True)
     with replacing(array) as temporary:
@@ -249,6 +276,14 @@ def _in_processes(rows: Iterable[Row], size: int, workers: int) -> Iterator[tupl
             parts = list(batches(group, AT_ONCE))
             for part, decoded in zip(parts, pool.map(_decoded, parts, [size] * len(parts)), strict=True):
                 yield from zip(part, decoded, strict=True)
+
+
+def tell_left_out(count: int, things: str, lines: Sequence[str] = ()) -> None:
+    """Warn, once for all processes, of what cannot be read and is not learnt from; `lines` say what is wrong."""
+    from udr.distributed import place  # torch, which the processes that decode do without
+
+    if count and place() == 0:
+        warn(f"{count} {things} left out" + (f", such as {lines[0]}" if lines else ""), UDRWarning, stacklevel=2)
 
 
 def read_pictures(array: Path, facts: Path) -> Pictures:

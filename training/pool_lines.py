@@ -25,8 +25,10 @@ def picture_entry(picture: bytes, where: str) -> dict[str, str]:
     """A picture as an entry of `media`; one that pools do not take is made smaller, as JPEG.
 
     Raises:
-        DataError: it is too large and cannot be read.
+        DataError: it is empty, or too large and cannot be read.
     """
+    if not picture:
+        raise DataError(f"{where}: empty")
     address = Media("image", data=picture).address
     if len(address) <= LONGEST_ADDRESS["image"]:
         return {"kind": "image", "uri": address}

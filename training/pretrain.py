@@ -36,7 +36,7 @@ from training.methods.densecl import DenseCL
 from training.methods.mec import MEC
 from training.methods.simclr import SimCLR
 from training.methods.stor import STOR
-from training.pictures import Pictures, prepare_pictures
+from training.pictures import Pictures, prepare_pictures, tell_left_out
 from training.plots import plot_metrics
 from training.pretrain_cross_modal import train_cross_modal
 from training.pretrain_labels import train_labels
@@ -203,8 +203,7 @@ def _pictures(config: PretrainConfig, report: Report) -> tuple[Pictures, Probe]:
         return prepare_pictures(config.data, config.size, cache, split, progress=report(f"reading {config.data.name}"))
 
     pictures = read(config.split)
-    if pictures.unread:
-        report(f"{pictures.unread} pictures left out, such as {pictures.left_out[0]}")(0, 0)
+    tell_left_out(pictures.unread, "pictures", pictures.left_out)
     if config.held_out:
         return pictures, Probe(pictures, read(config.held_out))
     # no pictures are kept from training: what is asked is only how it goes

@@ -14,6 +14,7 @@ from training.captioned import Captioned, read_captioned
 from training.loop import fit
 from training.material import Material, prepare_material
 from training.methods.cross_modal import CrossModal
+from training.pictures import tell_left_out
 from training.plots import plot_metrics
 from training.pretrain_settings import PretrainConfig
 from training.retrieval import RetrievalProbe
@@ -91,8 +92,7 @@ def _material(config: PretrainConfig, rows: list[Captioned], frozen: dict[Any, E
     progress = report(f"reading {config.data.name}")
     order = np.concatenate([np.tile(np.arange(len(rows)), own.repeat), np.arange(len(rows), len(rows) + len(more))])
     material = prepare_material([*rows, *more], config.size, own.modalities, own.languages, frozen, order, progress)
-    if material.left_out:
-        report(f"{material.left_out} pictures and sounds left out")(0, 0)
+    tell_left_out(material.left_out, "pictures and sounds")
     if len(material) < config.loop.batch:
         raise ConfigError(f"loop.batch: {config.loop.batch} things in a step, and there are {len(material)}")
     return material

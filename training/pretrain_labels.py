@@ -19,6 +19,7 @@ from training.label_metrics import label_scores
 from training.labelled import LabelledThings, prepare_labelled, read_labelled
 from training.loop import fit
 from training.methods.labels import Labels
+from training.pictures import tell_left_out
 from training.plots import plot_metrics
 from training.pretrain_settings import PretrainConfig
 from training.probes import spread
@@ -76,8 +77,7 @@ def train_labels(config: PretrainConfig, folder: Path, device: str, report: Repo
     rows = read_labelled(config.data, config.split)
     encoder = open_text_encoder(own.encoder, device) if own.encoder and own.reads == "text" else None
     things = prepare_labelled(rows, own.reads, config.size, None, own.fewest, encoder, progress)
-    if things.left_out:
-        report(f"{len(things.left_out)} things left out, such as {things.left_out[0]}")(0, 0)
+    tell_left_out(len(things.left_out), "things", things.left_out)
     method = build_labels(config, things, encoder)
     probe = None
     if config.held_out:

@@ -18,6 +18,7 @@ from training.annotated import UNKNOWN, Annotated, read_annotated
 from training.loop import PROBED, fit
 from training.methods.multi_task import MultiTask
 from training.multi_task_metrics import PRIMARY, evaluate_tasks
+from training.pictures import tell_left_out
 from training.plots import plot_metrics
 from training.pretrain_settings import PretrainConfig
 from training.run import Report
@@ -60,8 +61,7 @@ def read_tasks(config: PretrainConfig, report: Report) -> tuple[Annotated, Annot
     own, told = config.multi_task, report(f"reading {config.data.name}")
     words = (config.data, own.dense, own.attributes, config.size)
     known = read_annotated(*words, config.split, progress=told)
-    if known.unread:
-        report(f"{known.unread} pictures left out, such as {known.left_out[0]}")(0, 0)
+    tell_left_out(known.unread, "pictures", known.left_out)
     if config.held_out:
         asked = read_annotated(*words, config.held_out, known.classes)
     else:

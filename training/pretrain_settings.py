@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from training.settings import WeightingName
 from udr.config import StrictConfig
@@ -27,7 +27,11 @@ __all__ = [
 ]
 
 
-class SimCLRSettings(StrictConfig):
+class _Settings(StrictConfig):
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
+class SimCLRSettings(_Settings):
     """Chen et al. 2020, arXiv 2002.05709."""
 
     temperature: float = Field(default=0.5, gt=0)  # similarities are divided by it
@@ -36,7 +40,7 @@ class SimCLRSettings(StrictConfig):
     layers: int = Field(default=2, ge=1)  # of the head: 2 in the paper, 3 in SimCLRv2
 
 
-class DenseCLSettings(StrictConfig):
+class DenseCLSettings(_Settings):
     """Wang et al. 2021, arXiv 2011.09157."""
 
     dense_weight: float = Field(default=0.5, ge=0, le=1)  # λ, of the cells' loss; 0 is MoCo v2
@@ -47,7 +51,7 @@ class DenseCLSettings(StrictConfig):
     out: int = Field(default=128, ge=2)  # features that are compared
 
 
-class MECSettings(StrictConfig):
+class MECSettings(_Settings):
     """Liu et al. 2022, arXiv 2210.11464."""
 
     mode: Literal["exact", "taylor"] = "exact"  # taylor: the paper's; holds only while features stay spread
@@ -61,7 +65,7 @@ class MECSettings(StrictConfig):
     predictor: int = Field(default=512, ge=2)  # its middle
 
 
-class CIMSettings(StrictConfig):
+class CIMSettings(_Settings):
     """Fang et al. 2023, arXiv 2202.03382."""
 
     objective: Literal["restore", "detect"] = "restore"  # ResPix, RevDet
@@ -70,7 +74,7 @@ class CIMSettings(StrictConfig):
     window: int = Field(default=8, ge=2)  # of normalised pixels
     weight: float = Field(default=0.0, ge=0)  # of the enhancer's loss; 0: 1 to restore, 10 to detect
     codes: int = Field(default=256, ge=2)  # of the tokenizer
-    tokenizer_epochs: float = Field(default=5, gt=0)  # before the method itself begins
+    tokenizer_epochs: float = Field(default=5, gt=0, le=1e6)  # before the method itself begins
     generator_dim: int = Field(default=128, ge=32, multiple_of=32)  # of its tokens
     generator_layers: int = Field(default=2, ge=1)  # 4 to 6 in the paper
 
@@ -82,7 +86,7 @@ class CIMSettings(StrictConfig):
         return masked
 
 
-class STORSettings(StrictConfig):
+class STORSettings(_Settings):
     """The method of the authors' CSTP code; each weight at 0 leaves its part out."""
 
     contrastive: float = Field(default=0.1, ge=0)  # weight of the two clips' agreement (BYOL)
@@ -98,18 +102,18 @@ class STORSettings(StrictConfig):
     strong: float = Field(default=0.3, ge=0, le=1)  # share of clips that are tilted, coloured and blurred
 
 
-class VideoSettings(StrictConfig):
+class VideoSettings(_Settings):
     """How videos become clips."""
 
     frames: int = Field(default=16, ge=2)  # of a clip
-    rate: float = Field(default=25.0, gt=0, le=240)  # frames a second at pace 1
+    rate: float = Field(default=25.0, ge=0.01, le=240)  # frames a second at pace 1
     side: int = Field(default=0, ge=0)  # pixels of a side that are kept, of which clips are cut; 0: 8/7 of `size`
     longest: float = Field(default=60.0, gt=0)  # seconds of a video, from its middle
     pace: int = Field(default=4, ge=1)  # of the clips that are encoded once it is learnt
     clips: int = Field(default=4, ge=1)  # of a video, evenly spread, whose mean is its vector
 
 
-class CrossModalSettings(StrictConfig):
+class CrossModalSettings(_Settings):
     """Liu et al. 2021, arXiv 2106.05438."""
 
     modalities: tuple[Literal["image", "text", "audio"], ...] = ("image", "text", "audio")  # that share one space
@@ -139,7 +143,7 @@ class CrossModalSettings(StrictConfig):
         return self
 
 
-class LabelsSettings(StrictConfig):
+class LabelsSettings(_Settings):
     """Chen et al. 2018, arXiv 1707.05495."""
 
     reads: Literal["image", "text"] = "image"  # what is labelled; without `encoder` 24 words of a text at most
@@ -160,7 +164,7 @@ class LabelsSettings(StrictConfig):
     encoder: str = ""
 
 
-class DiffusionSettings(StrictConfig):
+class DiffusionSettings(_Settings):
     """A small text-to-image model: Ho et al. 2020, arXiv 2006.11239, with words by cross-attention."""
 
     sides: tuple[int, int] = (11, 14)  # smallest and largest pixels of a thing's side
@@ -183,7 +187,7 @@ class DiffusionSettings(StrictConfig):
         return sides
 
 
-class DRITSettings(StrictConfig):
+class DRITSettings(_Settings):
     """Lee et al. 2020, arXiv 1905.01270. The paper's layout stands in configs/pretrain/drit_paper.yaml."""
 
     other: Path | None = None  # pictures of the second style, a folder or a table, as `data` are of the first
@@ -196,7 +200,7 @@ class DRITSettings(StrictConfig):
     judge_layers: int = Field(default=3, ge=1)  # 4 in the paper
     judge_scales: int = Field(default=2, ge=1)  # 3 in the paper
     judge_every: int = Field(default=3, ge=1)  # steps of which all but the last move the judge of contents alone
-    judge_rate: float = Field(default=0.4, gt=0)  # of that judge, times loop.lr
+    judge_rate: float = Field(default=0.4, gt=0, le=1e3)  # of that judge, times loop.lr
     judge_clip: float = Field(default=5.0, ge=0)  # of its gradient's length; 0: none
     style: float = Field(default=1.0, ge=0)  # weight: contents that tell no style
     passing: float = Field(default=1.0, ge=0)  # weight: made pictures that pass as real
@@ -217,7 +221,7 @@ class DRITSettings(StrictConfig):
         return styles
 
 
-class MultiTaskSettings(StrictConfig):
+class MultiTaskSettings(_Settings):
     """Vandenhende et al. 2020, arXiv 2001.06902 and 1904.02920."""
 
     dense: dict[str, Literal["segmentation", "depth", "edges", "saliency"]] = Field(default={})  # columns of maps
@@ -241,15 +245,15 @@ class MultiTaskSettings(StrictConfig):
         return self
 
 
-class LoopSettings(StrictConfig):
+class LoopSettings(_Settings):
     """How any method is trained."""
 
-    epochs: float = Field(default=10, gt=0)  # passes over the pictures
+    epochs: float = Field(default=10, gt=0, le=1e6)  # passes over the pictures
     batch: int = Field(default=256, ge=2)  # pictures of a step, over all devices
     accumulate: int = Field(default=1, ge=1)  # parts that a step's batch is computed in
     optimizer: Literal["adamw", "sgd", "lars"] = "adamw"  # SimCLR's is LARS, DenseCL's and MEC's SGD
-    lr: float = Field(default=2e-3, gt=0)  # at its height
-    weight_decay: float = Field(default=1e-4, ge=0)  # not of biases and normalisations
+    lr: float = Field(default=2e-3, gt=0, le=1e3)  # at its height
+    weight_decay: float = Field(default=1e-4, ge=0, le=1e3)  # not of biases and normalisations
     momentum: float = Field(default=0.9, ge=0, lt=1)  # of SGD and LARS
     warmup: float = Field(default=0.1, ge=0, le=1)  # share of training in which the rate rises
     schedule: Literal["cosine", "late"] = "cosine"  # then, to 0; late: a line from half way on, level before it
@@ -266,7 +270,7 @@ class LoopSettings(StrictConfig):
         return self
 
 
-class PretrainConfig(StrictConfig):
+class PretrainConfig(_Settings):
     """One pre-training."""
 
     out: Path  # its folder

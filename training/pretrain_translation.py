@@ -16,7 +16,7 @@ from embed.translation import Translator, calibrate, save_translator
 from embed.translation_nets import TranslationNet
 from training.loop import fit
 from training.methods.drit import DRIT
-from training.pictures import Pictures, prepare_pictures
+from training.pictures import Pictures, prepare_pictures, tell_left_out
 from training.plots import plot_metrics
 from training.pretrain_settings import PretrainConfig
 from training.probes import spread
@@ -111,8 +111,7 @@ def train_translation(config: PretrainConfig, folder: Path, device: str, report:
 def _read(config: PretrainConfig, source: Path, split: str | None, report: Report) -> Pictures:
     told = report(f"reading {source.name}")
     found = prepare_pictures(source, config.size, config.out / "pictures", split, progress=told)
-    if found.unread:
-        report(f"{found.unread} pictures of {source.name} left out, such as {found.left_out[0]}")(0, 0)
+    tell_left_out(found.unread, f"pictures of {source.name}", found.left_out)
     return found
 
 

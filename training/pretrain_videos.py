@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from warnings import warn
-
 import numpy as np
 
 from training.clips import Videos, middle_clips, prepare_videos
 from training.loop import PROBED, Probe
+from training.pictures import tell_left_out
 from training.pretrain_settings import PretrainConfig
 from training.run import Report
-from udr.errors import UDRWarning
 
 __all__ = ["read_videos", "side_of"]
 
@@ -28,8 +26,7 @@ def read_videos(config: PretrainConfig, report: Report) -> tuple[Videos, Probe]:
     """
     own, told = config.video, report(f"reading {config.data.name}")
     videos = prepare_videos(config.data, side_of(config), own.rate, own.longest, config.out / "videos", progress=told)
-    if videos.unread:
-        warn(f"{videos.unread} videos left out, such as {videos.left_out[0]}", UDRWarning, stacklevel=2)
+    tell_left_out(videos.unread, "videos", videos.left_out)
     order = np.random.default_rng(config.seed).permutation(len(videos))
     cut = max(1, len(order) // 10)
     bank, asked = (

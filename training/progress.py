@@ -41,7 +41,7 @@ def reporting(console: Console) -> Iterator[Report]:
 
         def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
             if issubclass(category, UDRWarning):
-                console.print(f"warning: {message}", style="yellow", highlight=False, markup=False)
+                console.print(f"warning: {message}", style="yellow", highlight=False, markup=False, soft_wrap=True)
             else:
                 before(message, category, *rest, **more)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from itertools import permutations
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,7 +18,16 @@ from training.probes import spread
 from udr.errors import DataError, UDRWarning
 from udr.types import FloatArray, Media, Query
 
-__all__ = ["FOUND_AMONG", "RetrievalProbe", "as_query", "directions", "own_ranks", "recall", "vectors_of"]
+__all__ = [
+    "FOUND_AMONG",
+    "RetrievalProbe",
+    "as_query",
+    "check_asked",
+    "directions",
+    "own_ranks",
+    "recall",
+    "vectors_of",
+]
 
 FOUND_AMONG = (1, 5, 10)
 
@@ -52,6 +62,23 @@ def as_query(row: Captioned, modality: Modality, language: str = "", voice: str 
         if language in ("", sound.language) and (not voice or sound.voice.startswith(voice)):
             return Query(row.id, "", media=(Media("audio", data=sound.sound),))
     return None
+
+
+def check_asked(
+    source: Path, rows: Sequence[Captioned], modalities: Sequence[Modality], language: str, voice: str
+) -> None:
+    """Raise DataError where a table holds nothing in a language, or nobody who speaks, that was asked for."""
+    sounds = [sound for row in rows for sound in row.sounds] if "audio" in modalities else []
+    languages = {sound.language for sound in sounds}
+    if "text" in modalities:
+        languages |= {own for row in rows for own, text in row.captions if text.strip()}
+    if language and language not in languages:
+        raise DataError(
+            f"{source}: no captions in language {language}; it has {', '.join(sorted(languages)) or 'none'}"
+        )
+    voices = {sound.voice for sound in sounds if language in ("", sound.language)}
+    if not any(own.startswith(voice) for own in voices) and voice:
+        raise DataError(f"{source}: nobody speaks as voice {voice}; it has {', '.join(sorted(voices)) or 'none'}")
 
 
 def vectors_of(

@@ -7,6 +7,8 @@ from typing import Literal
 
 import torch
 
+from udr.errors import ConfigError
+
 __all__ = ["choose_device", "fast_dtype", "multiplies_int8"]
 
 # of torch's names for what a CPU can do: Intel's and AMD's matrix and vector units, and Arm's
@@ -15,8 +17,21 @@ INT8_UNITS = ("amx_int8", "avx512_vnni", "avx_vnni")
 
 
 def choose_device(device: str = "auto") -> str:
-    """`auto` is the GPU if there is one."""
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    """`auto` is the GPU if there is one.
+
+    Raises:
+        ConfigError: a name that torch does not know, or a device that this machine lacks.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        wanted = torch.device(device)
+    except RuntimeError:
+        raise ConfigError(f"device {device!r}: expected auto, cpu, cuda, cuda:NUMBER or mps") from None
+    there = getattr(getattr(torch, wanted.type, None), "device_count", int)()
+    if (wanted.index or 0) >= there:
+        raise ConfigError(f"device {device!r}: not on this machine (of {wanted.type} it has {there})")
+    return device
 
 
 def fast_dtype(device: str) -> Literal["bfloat16", "float32"]:

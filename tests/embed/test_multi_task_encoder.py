@@ -211,6 +211,9 @@ def test_a_saved_encoder_is_the_same_one_and_a_damaged_one_is_refused(tmp_path: 
     (tmp_path / "encoder.json").write_text(json.dumps(other))
     with pytest.raises(ArtifactError, match="not the weights of such an encoder"):
         load_multi_task(tmp_path, "cpu")
+    (tmp_path / "encoder.json").write_text(json.dumps(saved | {"shape": 5}))
+    with pytest.raises(ArtifactError, match="differ from what was saved"):
+        load_multi_task(tmp_path, "cpu")
     (tmp_path / "encoder.json").write_text(json.dumps(saved | {"kind": "image"}))
     with pytest.raises(ArtifactError, match="no multi-task encoder"):
         load_multi_task(tmp_path, "cpu")

@@ -154,6 +154,12 @@ def test_commands_report_codes_and_recall(
     assert (tmp_path / "c.html").read_text().startswith("<!doctype html>")
     told = udr("probe", table, "--encoder", address, "--language", "en", "--json")
     assert json.loads(told.out)["text→image"]["n"] == 6
+    for asked, said in (
+        (("--language", "xx"), "t.parquet: no captions in language xx; it has "),
+        (("--voice", "nobody"), "t.parquet: nobody speaks as voice nobody; it has "),
+    ):
+        assert said in udr("probe", table, "--encoder", address, *asked).complaint
+        assert said in udr("codes", table, "--encoder", address, "--out", tmp_path / "c.json", *asked).complaint
     bad = udr("codes", table, "--encoder", address, "--out", tmp_path / "c.txt")
     assert bad.code == 2
     assert ".html or .json" in bad.complaint

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from scenes import png
 
 import training.loop
 from embed.multi_task import load_multi_task
@@ -237,6 +238,7 @@ def test_several_processes_are_refused(tmp_path: Path, table: Path, monkeypatch:
 # -- commands
 
 
+@pytest.mark.filterwarnings("default:not described")
 def test_pictures_are_described_and_filtered_through_the_commands(tmp_path: Path, udr: Any) -> None:
     file = tmp_path / "scenes.parquet"
     assert udr("data", "scenes", "--out", file, "--count", 40, "--size", 32).out.strip() == f"{file}: 32 train, 8 test"
@@ -285,6 +287,17 @@ def test_pictures_are_described_and_filtered_through_the_commands(tmp_path: Path
     told_of = ["ground" in json.loads(line)["metadata"] for line in sure.read_text().splitlines()]
     assert told_of == [p >= least for p in table["ground_probability"].to_pylist()]
     assert 0 < sum(told_of) < 8
+
+    # pictures that cannot be read are left out of what pools load, and counted
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "good.png").write_bytes(png(np.zeros((8, 8, 3), np.uint8)))
+    (tmp_path / "pictures" / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "pictures" / "empty.png").write_bytes(b"")
+    told = udr("describe", tmp_path / "pictures", "--encoder", address, "--out", again)
+    assert told.out.strip() == f"{again}: 1 described; 2 without a picture that can be read"
+    assert [json.loads(line)["id"] for line in again.read_text().splitlines()] == ["good.png"]
+    assert "not described: empty.png: empty" in told.err
+    assert "not described: bad.png: no picture" in told.err
 
     for words in (
         ("describe", pool, "--encoder", address, "--out", tmp_path / "pool.csv"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from tiny_encoder import write_encoder
 
 from embed.backbones import build_backbone
 from embed.image import ImageEncoder, load_image_encoder, save_backbone
+from training.embed_pictures import embed_pictures
 from training.maps import plane
 from training.neighbours import _best_blocks, nearest, nearest_regions, parse_region, sample_rows, shares
+from training.pictures import picture_rows, prepare_pictures
 from training.sheets import FRAMES
 from udr.errors import ConfigError, DataError, UDRWarning
 
@@ -254,3 +257,63 @@ def test_commands_that_cannot_be_are_one_line(tmp_path: Path, folder: Path, udr:
     assert "vectors and regions are torch's" in exported.out
     assert "conv_wide for pictures of 32" in udr("export", folder, "--to", "safetensors", "--out", tmp_path / "e").out
     assert "encoder.json" in udr("export", tmp_path, "--to", "onnx", "--out", tmp_path / "e.onnx").complaint
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("embed p.parquet --encoder artifact:none --out ./p.parquet", "--out p.parquet is the source"),
+        ("label p.parquet --labeller none --out same.parquet", "--out same.parquet is the source"),
+        ("label pool.jsonl --labeller none --out pool.jsonl", "--out pool.jsonl is the source"),
+        ("label folder --labeller none --out x.jsonl --sheet folder/one.png", "--sheet folder/one.png is a picture of"),
+        ("describe pool.jsonl --encoder artifact:none --out pool.jsonl", "--out pool.jsonl is the source"),
+        ("translate one.png --translator none --to a --out one.png", "--out one.png is the source"),
+        ("translate p.parquet --translator none --to a --like one.png --out one.png", "--out one.png is the source"),
+        ("neighbours one.png --encoder artifact:none --pool folder --out one.png", "--out one.png is the source"),
+        ("neighbours one.png --encoder artifact:none --pool folder --out folder/one.png", "is a picture of the source"),
+        ("map folder --encoder artifact:none --out folder/one.png", "is a picture of the source"),
+        ("synthesize --model artifact:none --layout p.parquet --out p.parquet", "--out p.parquet is the source"),
+        ("export folder --to safetensors --out folder/model.safetensors", "model.safetensors is the source"),
+        ("data tags --emoji p.parquet --out p.parquet", "--out p.parquet is the source"),
+        ("data canvases --emoji p.parquet --out p.parquet", "--out p.parquet is the source"),
+    ],
+)
+def test_nothing_is_written_over_what_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, udr: Any, words: str, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    for name in ("p.parquet", "pool.jsonl", "one.png", "folder/one.png", "folder/model.safetensors"):
+        (tmp_path / name).write_bytes(b"mine")
+    (tmp_path / "same.parquet").symlink_to("p.parquet")
+    assert said in udr(*words.split()).complaint
+    assert all(path.read_bytes() == b"mine" for path in tmp_path.rglob("*.*"))
+
+
+def test_a_name_that_is_not_utf8_is_left_out_and_told(tmp_path: Path, folder: Path, udr: Any) -> None:
+    source = tmp_path / "folder"
+    source.mkdir()
+    pictures, _ = some(2)
+    bad = source / os.fsdecode(b"bad\xff.png")
+    for path, pixels in zip((source / "good.png", bad), pictures, strict=True):
+        path.write_bytes(png(pixels))
+    with pytest.warns(UDRWarning, match=r"left out: 'bad\\udcff.png': a name that is not UTF-8"):
+        assert [row[0] for row in picture_rows(source, None)] == ["good.png"]
+    with pytest.warns(UDRWarning, match="not UTF-8"):
+        assert prepare_pictures(source, 16, tmp_path / "cache").names == ("good.png",)
+    with pytest.raises(DataError, match="not UTF-8"):
+        sample_rows(bad, None, 1)
+    with pytest.warns(UDRWarning, match="not UTF-8"):
+        assert embed_pictures(source, f"artifact:{folder}", tmp_path / "v.parquet") == (1, 0)
+
+
+def test_columns_and_splits_of_another_type_are_told_or_read(tmp_path: Path, folder: Path, udr: Any) -> None:
+    for value, kind in (("x", "str"), (1, "int"), ([1, 2], "list")):
+        pq.write_table(pa.table({"image": [value]}), tmp_path / "t.parquet")
+        with pytest.raises(DataError, match=f"t.parquet: column 'image' holds {kind}, not the bytes of pictures"):
+            list(picture_rows(tmp_path / "t.parquet", None))
+    pool = table(tmp_path / "p.parquet", some(3)[0], splits=[0, 1, 1])
+    words, out = ("embed", pool, "--encoder", f"artifact:{folder}", "--out"), tmp_path / "v.parquet"
+    assert udr(*words, out, "--split", 1).out.strip() == f"{out}: 2 pictures"
+    assert udr(*words, out, "--split", 2).complaint.endswith("no pictures of split 2")
+    assert "v.csv: expected FILE.parquet" in udr(*words, tmp_path / "v.csv").complaint

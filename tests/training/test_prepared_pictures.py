@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from scenes import png, scenes
 
-from training.pictures import prepare_pictures
-from udr.errors import DataError
+from training.pictures import prepare_pictures, tell_left_out
+from udr.errors import DataError, UDRWarning
 
 
 def test_a_folder_is_read_once_and_what_is_no_picture_is_counted(tmp_path: Path) -> None:
@@ -81,3 +81,11 @@ def test_another_folder_or_another_picture_of_the_same_size_is_read_anew(tmp_pat
     assert seen == [255, 0]
     Image.fromarray(white).save(tmp_path / "b" / "x.bmp")
     assert prepare_pictures(tmp_path / "b", 16, tmp_path / "cache").pixels.mean() == 255
+
+
+def test_what_is_left_out_of_training_is_warned_of() -> None:
+    tell_left_out(0, "pictures")
+    with pytest.warns(UDRWarning, match="^2 pictures left out, such as a.png: empty$"):
+        tell_left_out(2, "pictures", ("a.png: empty", "b.png: empty"))
+    with pytest.warns(UDRWarning, match="^3 pictures and sounds left out$"):
+        tell_left_out(3, "pictures and sounds")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any, cast
@@ -374,6 +375,14 @@ def test_settings_that_cannot_be_are_one_line(tmp_path: Path) -> None:
         ("simclr", {"loop": {"batch": 8, "accumulate": 8}}, "two pictures at least"),
         ("simclr", {"loop": {"batch": 64}}, "64 pictures in a step, and there are 48"),
         ("simclr", {"seed": -1}, "greater than or equal to 0"),
+        ("simclr", {"loop": {"epochs": math.inf}}, r"loop\.epochs: Input should be"),
+        ("simclr", {"loop": {"epochs": 1e300}}, r"loop\.epochs: Input should be less than"),
+        ("simclr", {"loop": {"lr": math.inf}}, r"loop\.lr: Input should be"),
+        ("simclr", {"loop": {"lr": 1e300}}, r"loop\.lr: Input should be less than"),
+        ("simclr", {"loop": {"weight_decay": math.inf}}, r"loop\.weight_decay: Input should be"),
+        ("simclr", {"simclr": {"temperature": math.inf}}, r"temperature: Input should be a finite number"),
+        ("cim", {"cim": {"tokenizer_epochs": 1e300}}, r"tokenizer_epochs: Input should be less than"),
+        ("simclr", {"video": {"rate": 1e-300}}, r"video\.rate: Input should be greater than"),
         ("simclr", {"size": 8, "backbone": "convnext_small_2"}, "do not fit it"),
     ):
         values = config(tmp_path, method).model_dump(mode="json")
@@ -383,7 +392,7 @@ def test_settings_that_cannot_be_are_one_line(tmp_path: Path) -> None:
             pretrain(PretrainConfig.parse(values | {"out": tmp_path / "bad" / method}, "test"), "cpu")
         shutil.rmtree(tmp_path / "bad", ignore_errors=True)
     if not torch.cuda.is_available():
-        with pytest.raises(ConfigError, match="there is no GPU here"):
+        with pytest.raises(ConfigError, match="device 'cuda': not on this machine"):
             pretrain(config(tmp_path, "mec"), "cuda")
 
 
@@ -428,6 +437,9 @@ def test_pictures_go_through_the_commands(tmp_path: Path, udr: Any) -> None:
     probed = json.loads(udr("probe", own.data, "--encoder", f"artifact:{folder}", *words).out)
     assert set(probed) == {"pixels", "untrained", "encoder"}
     assert 0 < probed["encoder"]["linear"] <= 1
+    seed = udr("probe", own.data, "--encoder", f"artifact:{folder}", "--seed", 10**23)
+    assert (seed.code, "--seed" in seed.err) == (2, True)
+    assert "device 'foo'" in udr("pretrain", file, f"out={tmp_path / 'x'}", "--device", "foo").complaint
     assert "did you mean" in udr("pretrain", file, "backbone=convv", f"out={tmp_path / 'x'}").complaint
     text = write_encoder(tmp_path / "text", ["words alone"])
     told = udr("embed", own.data, "--encoder", f"st:{text}", "--out", out)

@@ -48,10 +48,10 @@ def test_the_clock_starts_with_the_work(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.filterwarnings("default")
 def test_a_warning_of_this_project_is_one_line_and_others_are_left_to_python() -> None:
-    console = Console(file=io.StringIO(), width=200)
+    console, long = Console(file=io.StringIO(), width=80), 30 * "word "
     with reporting(console):
-        warnings.warn("[a] task was lost", UDRWarning, stacklevel=1)
+        warnings.warn(f"[a] task was lost {long}", UDRWarning, stacklevel=1)
         with pytest.warns(DeprecationWarning, match="of another"):
             warnings.warn("of another", DeprecationWarning, stacklevel=1)
     assert isinstance(console.file, io.StringIO)
-    assert console.file.getvalue() == "warning: [a] task was lost\n"
+    assert console.file.getvalue() == f"warning: [a] task was lost {long}\n"

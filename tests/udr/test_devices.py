@@ -9,6 +9,7 @@ import torch
 
 from udr.devices import choose_device, fast_dtype, multiplies_int8
 from udr.encoder import build_encoder, load_encoder
+from udr.errors import ConfigError
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, **capabilities: bool) -> None:
@@ -46,7 +47,24 @@ def test_auto_is_the_gpu_if_there_is_one(monkeypatch: pytest.MonkeyPatch) -> Non
     for there, device in ((True, "cuda"), (False, "cpu")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
         assert choose_device() == device
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert choose_device("cuda:3") == "cuda:3"
+
+
+@pytest.mark.parametrize(
+    ("device", "said"),
+    [
+        ("foo", "device 'foo': expected auto, cpu, cuda"),
+        ("", "device '': expected auto, cpu, cuda"),
+        ("cuda", r"device 'cuda': not on this machine \(of cuda it has 0\)"),
+        ("cuda:77", "device 'cuda:77': not on this machine"),
+        ("meta", "device 'meta': not on this machine"),
+    ],
+)
+def test_a_device_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch, device: str, said: str) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ConfigError, match=said):
+        choose_device(device)
 
 
 def test_an_encoder_keeps_the_precision_that_was_chosen_for_it(

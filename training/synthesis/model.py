@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from embed.folders import WEIGHTS, save_folder
+from embed.folders import WEIGHTS, save_folder, shape_of
 from training.synthesis.network import TextToImageNet, build_network, build_scheduler, to_pixels
 from training.synthesis.vocabulary import BEGIN, Vocabulary
 from udr.artifacts import fingerprint_files, read_json
@@ -203,5 +203,5 @@ def load_text_to_image(folder: Path, device: str = "auto") -> TextToImage:
 def _fingerprint(folder: Path, saved: Mapping[str, Any]) -> str:
     """Of the weights and of the words that ids stand for."""
     words = " ".join(saved.get("words") or ())
-    shape = saved.get("shape") or {}
+    shape = shape_of(saved)
     return f"{fingerprint_files(folder, ('.safetensors',))}-{shape.get('size')}-{shape.get('patch')}-{words}"
