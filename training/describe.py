@@ -72,9 +72,8 @@ def describe_pictures(
     with replacing(out) as temporary, temporary.open("wb") as file:
         for group in batches(rows, AT_ONCE):
             for row, told in zip(group, _described(encoder, group), strict=True):
-                if (
-                    told is not None or source.suffix in LINES
-                ):  # a picture alone that cannot be read is no demonstration
+                # a picture alone that cannot be read is no demonstration
+                if told is not None or source.suffix in LINES:
                     found = {name: one.value for name, one in (told or {}).items() if one.probability >= least}
                     row["metadata"] = {**(row.get("metadata") or {}), **found}
                     file.write(pool_line(row, str(row.get("id") or source)))
