@@ -101,6 +101,10 @@ def _run(config: Path, overrides: list[str] | None, *stages: str, number: int = 
         from training import evaluate as evaluation
         from training import run as pipeline
 
+        if number > (last := run.config.mining.rounds):
+            raise ConfigError(
+                f"--round {number}: mining.rounds is {last}; for more give another out=FOLDER a larger one"
+            )
         result: Any = None
         if "evaluate" in stages:
             evaluation.evaluated_tasks(run)  # before hours of mining
@@ -341,7 +345,12 @@ def _named(option: str, pairs: list[str] | None, form: str = "NAME=FOLDER") -> d
         return None
     if any(not all(pair.partition("=")) for pair in pairs):
         raise ConfigError(f"{option}: expected {form}")
-    return {name: folder for name, _, folder in (pair.partition("=") for pair in pairs)}
+    found: dict[str, str] = {}
+    for name, _, value in (pair.partition("=") for pair in pairs):
+        if name in found:
+            raise ConfigError(f"{option}: {name} is given twice; leave one out")
+        found[name] = value
+    return found
 
 
 def _demonstration(demonstration: Any) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def scores_export(cache: CacheFile, out: Path, model: ModelOption = None) -> Non
     """Write the scores to a Parquet file that others can import."""
     from udr.scoring.exchange import export_scores
 
-    typer.echo(f"{out}: {export_scores(_open_scores(cache), out, model):,} scores")
+    typer.echo(f"{out}: {export_scores(_open_scores(cache, model), out, model):,} scores")
 
 
 @scores_app.command("import")
@@ -57,26 +57,26 @@ def scores_import(
 def scores_prune(
     cache: CacheFile,
     model: ModelOption = None,
-    older_than: Annotated[int | None, typer.Option("--older-than", min=1, help="Days.")] = None,
+    older_than: Annotated[int | None, typer.Option("--older-than", min=1, max=100_000, help="Days.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="All there are.")] = False,
 ) -> None:
     """Forget the scores of an LM, or old ones, or all."""
     if (model is None and older_than is None) != everything:
         raise ConfigError("udr scores prune: say which: --model FINGERPRINT, --older-than DAYS, or else --all")
-    opened = _open_scores(cache)
-    known = [m.fingerprint for m in opened.stats()]
-    if model is not None and model not in known:
-        raise UnknownNameError("model", model, known)
+    opened = _open_scores(cache, model)
     before = date.today() - timedelta(older_than) if older_than else None
     typer.echo(f"{cache}: {opened.prune(model, before):,} scores forgotten")
 
 
-def _open_scores(path: Path) -> Any:
-    """A cache that is there: a misspelt name must not begin an empty one."""
+def _open_scores(path: Path, model: str | None = None) -> Any:
+    """A cache that is there, and holds scores of `model`: a misspelt name must not begin an empty one."""
     from udr.scoring.cache import ScoreCache
 
     if not path.is_file():
         raise ConfigError(
             f"{path}: no such score cache; the setting `scores` names it (default: beside the run folder)"
         )
-    return ScoreCache(path)
+    opened = ScoreCache(path)
+    if model is not None and model not in (known := [m.fingerprint for m in opened.stats()]):
+        raise UnknownNameError("model", model, known)
+    return opened

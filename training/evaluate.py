@@ -12,7 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from training.plots import plot_table
-from training.run import Run, by_name, encoder_folder, final_round, fit_and_save, is_trained, ranked_tasks, rounds_of
+from training.run import (
+    Run,
+    by_name,
+    encoder_folder,
+    final_round,
+    fit_and_save,
+    is_trained,
+    ranked_tasks,
+    rounds_of,
+    trained_encoder,
+)
 from udr.artifacts import read_json, write_atomically, write_json
 from udr.data import TaskData
 from udr.encoder import BiEncoder, load_encoder
@@ -44,9 +54,7 @@ def index(run: Run) -> Path:
     path = run.out / "retriever"
     if not run.config.train.multi_task:
         raise ConfigError("train.multi_task: false trains one encoder a task; a retriever folder holds one for all")
-    source = encoder_folder(run, final_round(run), "")
-    if not source.is_dir():
-        raise ArtifactError(f"{source}: not trained yet; run: udr train")
+    source = trained_encoder(run, final_round(run), "")
     if encoder_fingerprint(path / "encoder") != encoder_fingerprint(source):
         shutil.rmtree(path, ignore_errors=True)  # of another encoder: its indexes are worthless too
         building = path / ".encoder.building"
@@ -98,7 +106,7 @@ def _ranker(run: Run, method: str, data: TaskData) -> Ranker:
         return build_input_ranker(data.train, run.untrained_encoder())
     if method in EPR:
         return build_dense_ranker(data.spec, data.train, train_epr(run, name, mined=method == "epr_mined"))
-    trained = load_encoder(trained_folder(run, method, name))
+    trained = load_encoder(trained_encoder(run, final_round(run), name))
     if not mixes(run, method, name):
         return build_dense_ranker(data.spec, data.train, trained)
     mixture = mix(data.spec, data.train, trained, run.untrained_encoder(), run.config.seed)
@@ -142,12 +150,18 @@ def evaluated_tasks(run: Run, methods: Sequence[str] = (), tasks: Sequence[str] 
     """The tasks of an evaluation, checked: what cannot be evaluated is told before hours of mining.
 
     Raises:
-        ConfigError: two tasks of one name, a task without test rows, or one never trained on for a method that is
-            trained for one task at a time.
+        ConfigError: two tasks of one name, another task of a training task's name, a task without test rows, or one
+            never trained on for a method that is trained for one task at a time.
     """
     settings = run.config.evaluation
     names = tuple(tasks or settings.tasks or run.config.tasks)
-    datas = list(by_name(run.tasks.get(name) or run.load_task(name) for name in names).values())
+    found = by_name(run.tasks.get(name) or run.load_task(name) for name in names)
+    for given, (name, data) in zip(names, found.items(), strict=True):
+        if data != run.tasks.get(name, data):  # its answers would stand in the place of the training task's
+            raise ConfigError(
+                f"evaluation.tasks: {given} differs from the training task {name} but has its name; rename the file"
+            )
+    datas = list(found.values())
     alone = [m for m in methods or settings.methods if m in EPR or (m in UDR and not run.config.train.multi_task)]
     for data in datas:
         evaluation_queries(data, settings.queries, run.config.seed)
@@ -232,7 +246,10 @@ def _answers(run: Run, method: str, data: TaskData) -> list[Answer]:
     stamp = path.with_suffix(".json")
     explained = not mixed or mixture_path(run, method, name).is_file()
     if path.is_file() and explained and stamp.is_file() and read_json(stamp) == marks():
-        return read_answers(path)
+        answers = read_answers(path)
+        if [a.query_id for a in answers] != [q.id for q in queries]:
+            raise ArtifactError(f"{path}: damaged (not one answer a query); remove it to ask again")
+        return answers
     retriever = Retriever(data.spec, data.train, _ranker(run, method, data), run.config.seed)
     answers = answer_queries(
         retriever,

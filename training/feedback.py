@@ -18,12 +18,21 @@ from functools import cached_property
 from pathlib import Path
 
 from training.meter import Meter
-from training.run import FEEDBACK, Run, encoder_folder, final_round, fit_and_save, is_trained, ranked_tasks, rounds_of
+from training.run import (
+    FEEDBACK,
+    Run,
+    encoder_folder,
+    final_round,
+    fit_and_save,
+    ranked_tasks,
+    rounds_of,
+    trained_encoder,
+)
 from udr.artifacts import read_json, write_json
 from udr.candidates import read_candidates, with_ranks, write_candidates
 from udr.data import TaskData, write_demonstrations
 from udr.encoder import BiEncoder, load_encoder
-from udr.errors import ArtifactError, ConfigError, UnknownNameError
+from udr.errors import ConfigError, UnknownNameError
 from udr.mining import choose_queries, drop_long, propose_dense, sample, score_lists
 from udr.outcomes import RecordedOutcome, learnt_queries, read_outcomes, signals
 from udr.train import RankedTask
@@ -95,8 +104,7 @@ def train_on_feedback(run: Run, files: Mapping[str, Path]) -> list[str]:
             raise UnknownNameError("task of this run", name, run.tasks)
         given[name] = TaskFeedback(run.tasks[name], read_outcomes(path))
     last = final_round(run)
-    if not is_trained(encoder_folder(run, last, "")):
-        raise ArtifactError(f"{encoder_folder(run, last, '')}: not trained yet; run: udr train")
+    trained = trained_encoder(run, last, "")
     stamp = {name: _digest(own.outcomes) for name, own in given.items()}
     if last > run.config.mining.rounds and read_json(run.round_folder(last) / FEEDBACK) == stamp:
         return [f"round {last} has learnt from these outcomes already"]
@@ -106,7 +114,7 @@ def train_on_feedback(run: Run, files: Mapping[str, Path]) -> list[str]:
         raise ConfigError(f"{marked.parent}: begun by another command than --feedback; delete it")
     if marked.is_file() and read_json(marked) != stamp:
         raise ConfigError(f"{marked}: round {number} was begun with other outcomes; finish it with those or delete it")
-    encoder = load_encoder(encoder_folder(run, last, ""))
+    encoder = load_encoder(trained)
     lines = []
     for name, own in given.items():
         if not (own.queries or own.unknown):

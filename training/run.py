@@ -227,7 +227,7 @@ def propose(run: Run, number: int) -> None:
         if number == 0:
             lists = propose_bm25(data.spec, pool, queries, mining.candidates)
         else:
-            folder = encoder_folder(run, number - 1, name)
+            folder = trained_encoder(run, number - 1, name)
             if folder not in encoders:
                 encoders = {folder: load_encoder(folder)}
             lists = propose_dense(data.spec, pool, queries, mining.candidates, encoders[folder])
@@ -285,7 +285,7 @@ def _train_one(run: Run, number: int, names: Sequence[str]) -> None:
     folder = encoder_folder(run, number, names[0])
     if is_trained(folder):
         return
-    encoder = load_encoder(encoder_folder(run, number - 1, names[0])) if number else run.untrained_encoder()
+    encoder = load_encoder(trained_encoder(run, number - 1, names[0])) if number else run.untrained_encoder()
     epochs = run.config.train.round_epochs if number else run.config.train.epochs
     title = f"round {number}: training" + ("" if run.config.train.multi_task else f" for {names[0]}")
     fit_and_save(run, encoder, ranked_tasks(run, names, rounds_of(run, number)), folder, epochs, "udr", number, title)
@@ -367,6 +367,18 @@ def encoder_folder(run: Run, number: int, name: str) -> Path:
     """Where the encoder that serves a task after a round lies."""
     folder = run.round_folder(number)
     return folder / "encoder" if run.config.train.multi_task else folder / f"encoder-{name}"
+
+
+def trained_encoder(run: Run, number: int, name: str) -> Path:
+    """As `encoder_folder`, of a round that is finished.
+
+    Raises:
+        ArtifactError: it is not trained yet.
+    """
+    folder = encoder_folder(run, number, name)
+    if not is_trained(folder):
+        raise ArtifactError(f"{folder}: not trained yet; run: udr train --round {number}")
+    return folder
 
 
 def final_round(run: Run) -> int:

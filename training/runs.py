@@ -148,7 +148,7 @@ def read_run(folder: Path) -> RunState:
     """Read what a run folder holds; the run may be at work meanwhile.
 
     Raises:
-        ArtifactError: no run folder.
+        ArtifactError: no run folder, or damaged losses or tables.
         DataError: a damaged file of candidates.
     """
     if not (folder / "config.yaml").is_file():
@@ -177,9 +177,7 @@ def read_run(folder: Path) -> RunState:
 
 
 def _round(folder: Path, number: int) -> RoundState:
-    losses = [
-        step["loss"] for path in sorted(folder.glob("encoder*/losses.json")) for step in json.loads(path.read_text())
-    ]
+    losses = [loss for path in sorted(folder.glob("encoder*/losses.json")) for loss in _losses(path)]
     return RoundState(
         number=number,
         proposed=tuple(_tasks(folder, "proposed")),
@@ -188,6 +186,13 @@ def _round(folder: Path, number: int) -> RoundState:
         losses=_curve(losses),
         training=any(folder.glob("encoder*.checkpoint")),
     )
+
+
+def _losses(path: Path) -> list[float]:
+    try:
+        return [float(step["loss"]) for step in json.loads(path.read_bytes())]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise ArtifactError(f"{path}: damaged (not a list of losses); remove it to see the rest") from None
 
 
 def _tasks(folder: Path, stage: str) -> Iterator[str]:

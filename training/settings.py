@@ -85,8 +85,8 @@ class MiningSettings(StrictConfig):
 class TrainSettings(StrictConfig):
     """How the bi-encoder is fitted."""
 
-    epochs: float = Field(default=30, gt=0)  # passes over all lists after the first proposal
-    round_epochs: float = Field(default=10, gt=0)  # after each re-mining
+    epochs: float = Field(default=30, gt=0, le=1e6)  # passes over all lists after the first proposal
+    round_epochs: float = Field(default=10, gt=0, le=1e6)  # after each re-mining
     batch: int = Field(default=128, ge=1)  # queries in a step
     tasks_per_step: int = Field(default=1, ge=1)  # that the queries are of, drawn by the root of their size
     # how the losses of a step's tasks become one step (udr.weighting); the paper's steps have one task
@@ -98,16 +98,18 @@ class TrainSettings(StrictConfig):
     # left out of L_ib. text: the query and its equals, as published; output: also candidates that give the output of
     # the query or of its best candidate, for they are right for the same reason (with few labels: much of a batch)
     false_negatives: Literal["text", "output"] = "text"
-    temperature: float = Field(default=0.05, gt=0)  # similarities are divided by it
-    lr: float = Field(default=1e-4, gt=0)  # of AdamW, at its height
+    temperature: float = Field(default=0.05, ge=1e-6, le=1e6)  # similarities are divided by it
+    lr: float = Field(default=1e-4, gt=0, le=1)  # of AdamW, at its height
     warmup: int = Field(default=500, ge=0)  # steps of linear rise, at most a tenth of all; linear fall after them
-    weight_decay: float = Field(default=0.01, ge=0)  # of AdamW
+    weight_decay: float = Field(default=0.01, ge=0, le=100)  # of AdamW
     freeze_embeddings: bool = False  # keep the word vectors as they are (cheaper, for small encoders)
     multi_task: bool = True  # false: one encoder a task (the paper's ablation)
     checkpoint_every: int = Field(default=100, ge=1)  # steps
 
     @model_validator(mode="after")
     def _tasks_are_there_to_compare(self) -> TrainSettings:
+        if not self.multi_task and (self.tasks_per_step > 1 or self.weighting != "equal"):
+            raise ValueError("multi_task: false trains on one task at a time: leave out tasks_per_step and weighting")
         if self.tasks_per_step == 1 and self.weighting not in ("equal", "uncertainty", "dwa"):
             raise ValueError(
                 f"weighting {self.weighting} compares the tasks of a step: set tasks_per_step to 2 or more"
@@ -139,7 +141,7 @@ class RunConfig(StrictConfig):
     tasks: tuple[str, ...] = Field(min_length=1)  # registry names, manifest names or YAML files
     data: Path | None = None  # folder with NAME.{parquet,jsonl,ndjson,csv}; hub tasks need none
     scores: Path | None = None  # the score cache; default: `scores.sqlite` beside the run folder
-    seed: int = 0  # of every draw: queries, candidates, batches, dropout, the bootstrap
+    seed: int = Field(default=0, ge=0, lt=2**31)  # of every draw: queries, candidates, batches, dropout, the bootstrap
     lm: LMSettings = LMSettings()
     encoder: EncoderSettings = EncoderSettings()
     mining: MiningSettings = MiningSettings()

@@ -16,9 +16,9 @@ __all__ = ["StrictConfig", "load_config"]
 
 
 class StrictConfig(BaseModel):
-    """Settings that refuse keys they do not know."""
+    """Settings that refuse keys they do not know, and numbers that are not finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @classmethod
     def parse(cls, values: object, where: str) -> Self:

@@ -260,10 +260,10 @@ def load_retriever(path: Path, task: str, encoder: Encoder | None = None, seed: 
     from udr.index import load_index
 
     folder = path / "tasks" / task
-    if not folder.is_dir():
-        known = [p.name for p in (path / "tasks").iterdir()] if (path / "tasks").is_dir() else []
-        if not known:
-            raise ArtifactError(f"{path}: not a retriever folder (no tasks/); run: udr run CONFIG")
+    known = [p.name for p in (path / "tasks").glob("*/")]
+    if not known:
+        raise ArtifactError(f"{path}: not a retriever folder (no tasks/); run: udr run CONFIG")
+    if task not in known:  # a name, and no way through folders
         raise UnknownNameError("task of this retriever", task, known)
     spec = load_config(TaskSpec, folder / "task.yaml")
     pool = read_demonstrations(folder / "pool.jsonl")

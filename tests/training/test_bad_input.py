@@ -88,6 +88,12 @@ def test_a_label_outside_the_verbaliser_is_named_by_file_and_line(udr: Command, 
     )
 
 
+@pytest.mark.parametrize("name", ["", ".", "mood/../paint", "mood/"])
+def test_a_path_is_no_task_of_a_retriever(udr: Command, finished: Bench, name: str) -> None:
+    found = udr("retrieve", "--retriever", finished.retriever, "--task", name, INPUT).complaint
+    assert found.startswith(f"unknown task of this retriever {name!r}; ")
+
+
 def test_an_unknown_task_is_answered_with_near_names(udr: Command, finished: Bench, bench: Bench) -> None:
     assert udr("tasks", "show", "sst22").complaint.startswith("unknown task 'sst22'; did you mean sst2")
     assert udr("run", bench.config, "tasks=[moood, paint]").complaint == "unknown task 'moood'; did you mean mood?"
@@ -103,6 +109,17 @@ def test_an_unknown_task_is_answered_with_near_names(udr: Command, finished: Ben
         ("mining.rounds=many", "{config}: mining.rounds: Input should be a valid integer"),
         ("mining.rounds=-1", "{config}: mining.rounds: Input should be greater than or equal to 0"),
         ("train.list_sampling=best", "{config}: train.list_sampling: Input should be 'uniform' or 'stratified'"),
+        ("seed=-1", "{config}: seed: Input should be greater than or equal to 0"),
+        ("seed=2147483648", "{config}: seed: Input should be less than 2147483648"),
+        ("train.epochs=.inf", "{config}: train.epochs: Input should be a finite number"),
+        ("train.epochs=1e400", "{config}: train.epochs: Input should be a finite number"),
+        ("train.round_epochs=1.0e+300", "{config}: train.round_epochs: Input should be less than or equal to 1000000"),
+        ("train.lr=.inf", "{config}: train.lr: Input should be a finite number"),
+        ("train.weight_decay=.inf", "{config}: train.weight_decay: Input should be a finite number"),
+        ("train.temperature=.inf", "{config}: train.temperature: Input should be a finite number"),
+        ("train.temperature=1e-300", "{config}: train.temperature: Input should be greater than or equal to 0.000001"),
+        ("train={multi_task: false, tasks_per_step: 2}", "{config}: train: Value error, multi_task: false trains on"),
+        ("train={multi_task: false, weighting: dwa}", "{config}: train: Value error, multi_task: false trains on"),
         ("train.weighting=pcgrad", "{config}: train: Value error, weighting pcgrad compares the tasks of a step: set"),
         ("evaluation.methods=[udr, knn]", "{config}: evaluation.methods.1: Input should be 'zero_shot', 'random'"),
         ("tasks=[mood, mood]", "{config}: tasks: Value error, a task is named twice"),
@@ -306,6 +323,25 @@ def test_a_stage_asked_before_its_time_names_the_file_it_misses(udr: Command, be
     assert f"{bench.out}/round-0/mood." in udr(stage, bench.config).complaint
 
 
+@pytest.mark.parametrize(
+    ("words", "number"),
+    [(("propose", "--round", "1"), 0), (("evaluate", "evaluation.methods=[udr]"), 1), (("index",), 1)],
+)
+def test_what_needs_a_trained_encoder_says_how_to_get_it(
+    udr: Command, bench: Bench, words: tuple[str, ...], number: int
+) -> None:
+    found = udr(words[0], bench.config, *words[1:]).complaint
+    assert found == f"{bench.out}/round-{number}/encoder: not trained yet; run: udr train --round {number}"
+
+
+@pytest.mark.parametrize("words", [("propose",), ("score",), ("score", "--dry-run"), ("train",)])
+def test_a_round_after_the_last_one_is_refused(udr: Command, copy: Bench, words: tuple[str, ...]) -> None:
+    assert udr(words[0], copy.config, "--round", 2, *words[1:]).complaint == (
+        "--round 2: mining.rounds is 1; for more give another out=FOLDER a larger one"
+    )
+    assert not (copy.out / "round-2").exists()
+
+
 def test_a_damaged_scored_list_is_named_by_file_and_line(udr: Command, copy: Bench) -> None:
     path = copy.out / "round-1" / "paint.scored.jsonl"
     lines = path.read_text().splitlines()
@@ -360,6 +396,8 @@ def test_a_machine_without_enough_memory_is_told_what_to_make_smaller(
 
 
 def test_a_gguf_file_that_is_none_is_named(udr: Command, tmp_path: Path) -> None:
+    absent = tmp_path / "absent.gguf"
+    assert udr("lm", "convert", absent, tmp_path / "out").complaint == f"{absent}: no such file; name a GGUF file"
     for name, content in {"short.gguf": b"GGUF", "other.gguf": b"no such file at all" * 99}.items():
         (tmp_path / name).write_bytes(content)
         assert f"{name}: cannot be converted" in udr("lm", "convert", tmp_path / name, tmp_path / "out").complaint

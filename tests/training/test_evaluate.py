@@ -9,14 +9,14 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from workbench import Bench, Outcome, mood_rows, paint_rows, write_table
+from workbench import Bench, Outcome, digest, mood_rows, paint_rows, write_table
 
-from training.evaluate import evaluate, evaluation_queries, index, table_path
+from training.evaluate import evaluate, evaluated_tasks, evaluation_queries, index, table_path
 from training.run import open_run
 from udr.config import load_config
 from udr.data import open_task
 from udr.encoder import load_encoder
-from udr.errors import ConfigError, DataError, FingerprintMismatch
+from udr.errors import ArtifactError, ConfigError, DataError, FingerprintMismatch
 from udr.evaluation import read_answers
 from udr.fakes import FakeLM
 from udr.mixture import mix
@@ -281,6 +281,19 @@ def test_a_damaged_file_of_answers_is_named(copy: Bench, content: bytes) -> None
         evaluate(open_run(copy.settings()))
 
 
+@pytest.mark.parametrize("kept", [0, 7])
+def test_a_file_that_lacks_answers_is_named(copy: Bench, asked: list[str], kept: int) -> None:
+    path = copy.out / "evaluation" / "udr" / "mood.jsonl"
+    whole = path.read_text()
+    path.write_text("".join(whole.splitlines(keepends=True)[:kept]))
+    with pytest.raises(ArtifactError, match=rf"^{path}: .*; remove it to ask again"):
+        evaluate(open_run(copy.settings()))
+    path.unlink()
+    evaluate(open_run(copy.settings()))
+    assert len(asked) == 8
+    assert path.read_text() == whole
+
+
 def test_a_folder_that_was_only_evaluated_holds_its_lm_fast_too(bench: Bench, lm_folder: Path) -> None:
     words = ("evaluation.methods=[zero_shot, bm25]", "evaluation.queries=2")
     evaluate(open_run(bench.settings(*words)))
@@ -312,6 +325,28 @@ def test_two_tasks_of_one_name_are_refused(bench: Bench, tmp_path: Path) -> None
         _ = open_run(bench.settings(f"tasks=[mood, {table}]")).tasks
     with pytest.raises(ConfigError, match="two are named mood"):
         evaluate(open_run(bench.settings(f"evaluation.tasks=[mood, {table}]", "evaluation.methods=[bm25]")))
+
+
+def test_another_table_of_a_training_tasks_name_is_refused_and_the_run_stays_as_it_was(
+    copy: Bench, tmp_path: Path, udr: Callable[..., Outcome]
+) -> None:
+    def files() -> dict[str, str]:
+        return {str(p): digest(p) for p in (copy.out / "evaluation").rglob("*") if p.is_file()}
+
+    before = files()
+    pool = mood_rows(52)[:40]
+    for rows in (mood_rows(52, seed=7), [*pool, *mood_rows(12, seed=7)]):  # another pool; the same one, other test rows
+        table = write_table(tmp_path / "mood.jsonl", rows, test=12)
+        assert udr("evaluate", copy.config, f"evaluation.tasks=[{table}]").complaint == (
+            f"evaluation.tasks: {table} differs from the training task mood but has its name; rename the file"
+        )
+    assert files() == before
+
+
+def test_the_path_of_a_training_tasks_own_table_means_that_task(bench: Bench) -> None:
+    table = write_table(bench.folder / "own.jsonl", mood_rows(20), test=4)
+    run = open_run(bench.settings(f"tasks=[{table}]", f"evaluation.tasks=[{table}]"))
+    assert [data.spec.name for data in evaluated_tasks(run)] == ["own"]
 
 
 def test_what_cannot_be_evaluated_is_told_before_anything_is_mined(

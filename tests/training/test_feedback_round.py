@@ -11,7 +11,7 @@ import pytest
 from workbench import Bench, digest, mood_rows
 
 from training.evaluate import index
-from training.run import encoder_folder, final_round, open_run
+from training.run import encoder_folder, final_round, open_run, propose
 from udr.candidates import read_candidates
 from udr.encoder import load_encoder
 from udr.fakes import FakeLM
@@ -137,7 +137,10 @@ def test_what_cannot_be_learnt_from_is_one_line(bench: Bench, copy: Bench, udr: 
     assert "not trained yet" in udr("train", bench.config, "--feedback", f"mood={told}").complaint
     assert "did you mean mood?" in udr("train", copy.config, "--feedback", f"mod={told}").complaint
     assert "expected TASK=FILE" in udr("train", copy.config, "--feedback", str(told)).complaint
-    assert udr("propose", copy.config, "--round", 2).code == 0  # another way to a round of that number
+    assert udr("train", copy.config, *(f"--feedback=mood={told}",) * 2).complaint.startswith(
+        "--feedback: mood is given"
+    )
+    propose(open_run(copy.settings()), 2)  # another way to a round of that number
     assert "begun by another command" in udr("train", copy.config, "--feedback", f"mood={told}").complaint
     assert final_round(open_run(copy.settings())) == 1
     told.write_text('{"id": 1}\n')

@@ -137,6 +137,15 @@ def test_a_pretraining_is_listed_beside_runs_with_its_curves_on_a_page(
     assert "metrics.jsonl: damaged" in udr("runs", folder).complaint
 
 
+@pytest.mark.parametrize("content", ["[", "{}{}", "[1]", '[{"task": "mood"}]', '[{"loss": "x"}]', "7"])
+def test_damaged_losses_are_one_line(udr: Callable[..., Outcome], copy: Bench, content: str) -> None:
+    path = copy.out / "round-0" / "encoder" / "losses.json"
+    path.write_text(content)
+    assert udr("runs", copy.folder).complaint.startswith(f"{path}: damaged (not a list of losses); remove it")
+    path.unlink()
+    assert udr("runs", copy.folder).code == 0
+
+
 def test_a_folder_without_runs_is_one_line(udr: Callable[..., Outcome], tmp_path: Path) -> None:
     assert "no run folder" in udr("runs", tmp_path).complaint
     with pytest.raises(ArtifactError):

@@ -103,7 +103,13 @@ def test_scores_are_told_shared_and_forgotten(udr: Command, proposed: Bench, tmp
     assert udr("scores", "import", other, table).out == f"{table}: 0 new, {told['scores']:,} known\n"
     assert "say which" in udr("scores", "prune", other).complaint
     assert "did you mean fake-lm-1" in udr("scores", "prune", other, "--model", "fake-lm").complaint
+    absent = tmp_path / "absent.parquet"
+    assert "did you mean fake-lm-1" in udr("scores", "export", other, absent, "--model", "fake-lm").complaint
+    assert not absent.exists()
     assert udr("scores", "prune", other, "--older-than", 1).out == f"{other}: 0 scores forgotten\n"
+    assert udr("scores", "prune", other, "--older-than", 100_000).out == f"{other}: 0 scores forgotten\n"
+    too_long = udr("scores", "prune", other, "--older-than", 999_999_999)
+    assert (too_long.code, "Invalid value for '--older-than'" in too_long.err) == (2, True)
     assert (
         udr("scores", "prune", other, "--model", "fake-lm-1").out == f"{other}: {told['scores']:,} scores forgotten\n"
     )
@@ -156,6 +162,13 @@ def test_a_server_that_holds_another_model_is_refused_at_once_or_later(
         words = (*words, "lm.check_weights=false")
         assert f"{scores_of(bench)} holds: it holds another model" in udr("score", *words).complaint
     assert "no LLM server answers" in udr("score", *words).complaint
+
+
+@pytest.mark.parametrize("url", ["http://[::1", "http://a..b"])
+def test_what_is_no_servers_address_is_named(udr: Command, bench: Bench, lm_folder: Path, url: str) -> None:
+    served(bench, lm_folder)
+    words = (bench.config, "lm.check_weights=false", "--scorer", url)
+    assert udr("propose", *words).complaint.startswith(f"{url}: not a server's address (")
 
 
 def test_a_key_file_that_cannot_be_read_is_named(udr: Command, bench: Bench, lm_folder: Path) -> None:

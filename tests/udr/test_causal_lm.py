@@ -333,7 +333,7 @@ def test_what_a_models_own_file_says_of_generation_does_not_change_the_greedy_an
 
 
 def test_a_prompt_that_leaves_no_room_for_the_answer_is_refused(make_lm: MakeLM) -> None:
-    with pytest.raises(PromptTooLong, match="prompt 1: 251 \\+ 6 tokens, the LM reads 256"):
+    with pytest.raises(PromptTooLong, match="prompt 1: 251 \\+ 6 tokens, the LM reads 256; lower the token budget or"):
         make_lm("gpt2").generate(["a", "a" + " a" * 250], 6)
 
 

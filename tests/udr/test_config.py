@@ -62,6 +62,8 @@ def test_the_resolved_copy_reads_back_as_the_same_settings(tmp_path: Path) -> No
         ("sed=1", ["sed", "no such setting", "did you mean seed?"]),
         ("inner.temprature=1", ["inner.temprature", "did you mean temperature?"]),
         ("inner.temperature=0", ["inner.temperature", "greater than 0"]),
+        ("inner.temperature=.inf", ["inner.temperature", "finite number"]),
+        ("inner.temperature=1e400", ["inner.temperature", "finite number"]),
         ("inner.pooling=max", ["inner.pooling", "'cls' or 'mean'"]),
         ("seed=many", ["seed", "integer"]),
         ("seed", ["'seed'", "expected key=value"]),

@@ -60,8 +60,12 @@ class Endpoint:
         self.url = url.rstrip("/").removesuffix("/v1")
         self.model = ""  # the name it is served by
         self.offers: frozenset[str] = frozenset()
+        try:
+            address = httpx2.URL(self.url)
+        except httpx2.InvalidURL as error:
+            raise ScorerUnavailable(f"{self.url}: not a server's address ({error})") from None
         self._client = httpx2.Client(
-            base_url=self.url,
+            base_url=address,
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx2.Timeout(timeout, connect=CONNECTING),
             limits=httpx2.Limits(max_connections=connections, max_keepalive_connections=connections),

@@ -34,10 +34,12 @@ def convert_gguf(gguf: Path, out: Path) -> Path:
     """Dequantise a GGUF file into `out` (bfloat16 safetensors and tokenizer); done once, a second call returns at once.
 
     Raises:
-        ScorerUnavailable: transformers cannot read the file.
+        ScorerUnavailable: the file does not exist, or transformers cannot read it.
     """
     if (out / "config.json").is_file():
         return out
+    if not gguf.is_file():
+        raise ScorerUnavailable(f"{gguf}: no such file; name a GGUF file")
     try:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig

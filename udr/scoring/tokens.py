@@ -108,7 +108,10 @@ class LMTokenizer:
         found = [(self.prefix_ids + self.encode(t.rstrip(" "))) or self.start_ids for t in texts]
         for i, ids in enumerate(found):
             if len(ids) + max_new_tokens > context_length:
-                raise PromptTooLong(f"prompt {i}: {len(ids)} + {max_new_tokens} tokens, the LM reads {context_length}")
+                raise PromptTooLong(
+                    f"prompt {i}: {len(ids)} + {max_new_tokens} tokens, the LM reads {context_length}; "
+                    "lower the token budget or the task's max_new_tokens"
+                )
         return found
 
     def answer(self, ids: Sequence[int]) -> str:
