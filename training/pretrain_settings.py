@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from training.settings import WeightingName
 from udr.config import StrictConfig
@@ -27,11 +27,7 @@ __all__ = [
 ]
 
 
-class _Settings(StrictConfig):
-    model_config = ConfigDict(allow_inf_nan=False)
-
-
-class SimCLRSettings(_Settings):
+class SimCLRSettings(StrictConfig):
     """Chen et al. 2020, arXiv 2002.05709."""
 
     temperature: float = Field(default=0.5, gt=0)  # similarities are divided by it
@@ -40,7 +36,7 @@ class SimCLRSettings(_Settings):
     layers: int = Field(default=2, ge=1)  # of the head: 2 in the paper, 3 in SimCLRv2
 
 
-class DenseCLSettings(_Settings):
+class DenseCLSettings(StrictConfig):
     """Wang et al. 2021, arXiv 2011.09157."""
 
     dense_weight: float = Field(default=0.5, ge=0, le=1)  # λ, of the cells' loss; 0 is MoCo v2
@@ -51,7 +47,7 @@ class DenseCLSettings(_Settings):
     out: int = Field(default=128, ge=2)  # features that are compared
 
 
-class MECSettings(_Settings):
+class MECSettings(StrictConfig):
     """Liu et al. 2022, arXiv 2210.11464."""
 
     mode: Literal["exact", "taylor"] = "exact"  # taylor: the paper's; holds only while features stay spread
@@ -65,7 +61,7 @@ class MECSettings(_Settings):
     predictor: int = Field(default=512, ge=2)  # its middle
 
 
-class CIMSettings(_Settings):
+class CIMSettings(StrictConfig):
     """Fang et al. 2023, arXiv 2202.03382."""
 
     objective: Literal["restore", "detect"] = "restore"  # ResPix, RevDet
@@ -86,7 +82,7 @@ class CIMSettings(_Settings):
         return masked
 
 
-class STORSettings(_Settings):
+class STORSettings(StrictConfig):
     """The method of the authors' CSTP code; each weight at 0 leaves its part out."""
 
     contrastive: float = Field(default=0.1, ge=0)  # weight of the two clips' agreement (BYOL)
@@ -102,7 +98,7 @@ class STORSettings(_Settings):
     strong: float = Field(default=0.3, ge=0, le=1)  # share of clips that are tilted, coloured and blurred
 
 
-class VideoSettings(_Settings):
+class VideoSettings(StrictConfig):
     """How videos become clips."""
 
     frames: int = Field(default=16, ge=2)  # of a clip
@@ -113,7 +109,7 @@ class VideoSettings(_Settings):
     clips: int = Field(default=4, ge=1)  # of a video, evenly spread, whose mean is its vector
 
 
-class CrossModalSettings(_Settings):
+class CrossModalSettings(StrictConfig):
     """Liu et al. 2021, arXiv 2106.05438."""
 
     modalities: tuple[Literal["image", "text", "audio"], ...] = ("image", "text", "audio")  # that share one space
@@ -143,7 +139,7 @@ class CrossModalSettings(_Settings):
         return self
 
 
-class LabelsSettings(_Settings):
+class LabelsSettings(StrictConfig):
     """Chen et al. 2018, arXiv 1707.05495."""
 
     reads: Literal["image", "text"] = "image"  # what is labelled; without `encoder` 24 words of a text at most
@@ -164,7 +160,7 @@ class LabelsSettings(_Settings):
     encoder: str = ""
 
 
-class DiffusionSettings(_Settings):
+class DiffusionSettings(StrictConfig):
     """A small text-to-image model: Ho et al. 2020, arXiv 2006.11239, with words by cross-attention."""
 
     sides: tuple[int, int] = (11, 14)  # smallest and largest pixels of a thing's side
@@ -187,7 +183,7 @@ class DiffusionSettings(_Settings):
         return sides
 
 
-class DRITSettings(_Settings):
+class DRITSettings(StrictConfig):
     """Lee et al. 2020, arXiv 1905.01270. The paper's layout stands in configs/pretrain/drit_paper.yaml."""
 
     other: Path | None = None  # pictures of the second style, a folder or a table, as `data` are of the first
@@ -221,7 +217,7 @@ class DRITSettings(_Settings):
         return styles
 
 
-class MultiTaskSettings(_Settings):
+class MultiTaskSettings(StrictConfig):
     """Vandenhende et al. 2020, arXiv 2001.06902 and 1904.02920."""
 
     dense: dict[str, Literal["segmentation", "depth", "edges", "saliency"]] = Field(default={})  # columns of maps
@@ -245,7 +241,7 @@ class MultiTaskSettings(_Settings):
         return self
 
 
-class LoopSettings(_Settings):
+class LoopSettings(StrictConfig):
     """How any method is trained."""
 
     epochs: float = Field(default=10, gt=0, le=1e6)  # passes over the pictures
@@ -270,7 +266,7 @@ class LoopSettings(_Settings):
         return self
 
 
-class PretrainConfig(_Settings):
+class PretrainConfig(StrictConfig):
     """One pre-training."""
 
     out: Path  # its folder
