@@ -207,11 +207,15 @@ def runs(
     as_json: Json = False,
 ) -> None:
     """What folders of runs and pre-trainings hold: how far, losses, scores; --page shows the newest with its plots."""
+    from rich.console import Console
+
+    from training.progress import reporting
     from training.run_page import run_page
     from training.runs import read_runs
     from udr.artifacts import write_atomically
 
-    found = read_runs(folder)
+    with reporting(Console(stderr=True)):  # warnings are lines
+        found = read_runs(folder)
     if page is not None:
         write_atomically(page, run_page(found[0]).encode())
         _tell(f"{page}: {found[0].folder}")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from warnings import warn
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from training.settings import RunConfig
 from udr.artifacts import read_json
 from udr.candidates import read_candidates
 from udr.config import load_config
-from udr.errors import ArtifactError
+from udr.errors import ArtifactError, UDRError, UDRWarning
 
 __all__ = ["RoundState", "RunState", "Scores", "find_runs", "read_run", "read_runs"]
 
@@ -128,13 +129,29 @@ class RunState:
 def read_runs(folder: Path) -> list[RunState | PretrainState]:
     """Read this folder, or those in it, of runs and of pre-trainings; the last one changed first.
 
+    One that is damaged is warned of and hides no other.
+
     Raises:
-        ArtifactError: there is none, or a damaged one.
+        ArtifactError: there is none, or only damaged ones.
     """
-    found: list[RunState | PretrainState] = [read_run(path) for path in find_runs(folder)]
-    found += [read_pretraining(path) for path in find_pretrainings(folder)]
+    found: list[RunState | PretrainState] = []
+    damaged: list[UDRError] = []
+    readers: list[tuple[Callable[[Path], RunState | PretrainState], list[Path]]] = [
+        (read_run, find_runs(folder)),
+        (read_pretraining, find_pretrainings(folder)),
+    ]
+    for read, paths in readers:
+        for path in paths:
+            try:
+                found.append(read(path))
+            except UDRError as error:
+                damaged.append(error)
+    if not found and damaged:
+        raise damaged[0]
     if not found:
         raise ArtifactError(f"{folder}: no run folder, and none in it; udr run CONFIG out=FOLDER makes one")
+    for problem in damaged:
+        warn(f"left out: {problem}", UDRWarning, stacklevel=2)
     return sorted(found, key=lambda one: one.changed, reverse=True)
 
 

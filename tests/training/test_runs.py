@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import warnings
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,7 +20,7 @@ from training.pretrain_settings import PretrainConfig
 from training.run_page import run_page
 from training.runs import find_runs, read_run
 from udr.candidates import read_candidates
-from udr.errors import ArtifactError
+from udr.errors import ArtifactError, UDRWarning
 
 
 def test_a_finished_run_is_told_as_its_files_have_it(finished: Bench) -> None:
@@ -144,6 +146,17 @@ def test_damaged_losses_are_one_line(udr: Callable[..., Outcome], copy: Bench, c
     assert udr("runs", copy.folder).complaint.startswith(f"{path}: damaged (not a list of losses); remove it")
     path.unlink()
     assert udr("runs", copy.folder).code == 0
+
+
+def test_a_damaged_run_hides_no_other(udr: Callable[..., Outcome], copy: Bench) -> None:
+    shutil.copytree(copy.out, copy.folder / "damaged")
+    (copy.folder / "damaged" / "round-0" / "encoder" / "losses.json").write_text("[")
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UDRWarning)
+        told = udr("runs", copy.folder, "--json")
+    assert len(json.loads(told.out)) == 1
+    assert told.err.startswith(f"warning: left out: {copy.folder / 'damaged'}")
+    assert told.err.count("\n") == 1
 
 
 def test_a_folder_without_runs_is_one_line(udr: Callable[..., Outcome], tmp_path: Path) -> None:
