@@ -182,6 +182,8 @@ def train(
         return
     from training.feedback import train_on_feedback
 
+    if number:
+        raise ConfigError("--round: --feedback makes the round after the last one; leave --round out")
     with _opened(config, overrides) as run:
         files = {task: Path(file) for task, file in (_named("--feedback", feedback, "TASK=FILE") or {}).items()}
         typer.echo("\n".join(train_on_feedback(run, files)))

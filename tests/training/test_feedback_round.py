@@ -137,6 +137,7 @@ def test_what_cannot_be_learnt_from_is_one_line(bench: Bench, copy: Bench, udr: 
     assert "not trained yet" in udr("train", bench.config, "--feedback", f"mood={told}").complaint
     assert "did you mean mood?" in udr("train", copy.config, "--feedback", f"mod={told}").complaint
     assert "expected TASK=FILE" in udr("train", copy.config, "--feedback", str(told)).complaint
+    assert "leave --round out" in udr("train", copy.config, "--round", 1, "--feedback", f"mood={told}").complaint
     assert udr("train", copy.config, *(f"--feedback=mood={told}",) * 2).complaint.startswith(
         "--feedback: mood is given"
     )
