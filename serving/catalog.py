@@ -92,7 +92,7 @@ class Catalog:
         self._lexical: dict[int, Lexical] = {}
         self._opening = threading.Lock()
         self._remembered: dict[int, Stored] = {}
-        self._warm: set[int] = set()  # encodings whose demonstrations were read ahead
+        self._read_to: dict[int, int] = {}  # the last row of each pool that was read ahead
         self._specs: dict[int, TaskSpec] = {}
 
     # -- pools
@@ -168,7 +168,7 @@ class Catalog:
             for folder in self._cache.glob("encoding-*"):
                 if folder.name.removeprefix("encoding-") not in map(str, answering):
                     shutil.rmtree(folder, ignore_errors=True)
-        for held in (self._lexical, self._specs):
+        for held in (self._lexical, self._specs, self._read_to):
             for number in held.keys() - {row.id for row in rows}:
                 held.pop(number, None)
 
@@ -419,18 +419,16 @@ class Catalog:
         self.prune()
         for encoding in list(self._dense.values()):
             encoding.tend(threads)
-            if encoding.row.id not in self._warm:
-                self._remember(encoding.row.pool_id)
-                self._warm.add(encoding.row.id)
+            self._remember(encoding.row.pool_id)
 
     def _remember(self, pool_id: int) -> None:
         """Read a pool's demonstrations before they are asked for, as far as there is room for all pools'."""
-        rows: list[Stored] = []
         while len(self._remembered) < _REMEMBERED // 2:
-            rows = self.store.page(pool_id, rows[-1].row if rows else 0, _PAGE)
+            rows = self.store.page(pool_id, self._read_to.get(pool_id, 0), _PAGE)
             if not rows:
                 break
             self._remembered |= {stored.row: stored for stored in rows if _is_light(stored)}
+            self._read_to[pool_id] = rows[-1].row
 
     def _fill(self, pool: Pool, encoding: Encoding, tell: Callable[[int], None] | None) -> None:
         """Encode what has no vector under an encoding yet."""

@@ -143,6 +143,9 @@ def _read_parquet(path: Path, wanted: Collection[str]) -> Iterator[tuple[int, di
         raise DataError(f"{path}:{number + 1}: a value that cannot be read ({error})") from None
 
 
+_UNREADABLE = (OverflowError, ValueError, LookupError)  # numbers and times, bytes that are no text, unknown time zones
+
+
 class _NoPython(Exception):
     """A value that Arrow holds and Python does not."""
 
@@ -152,12 +155,12 @@ def _python_rows(batch: Any) -> Iterator[dict[str, Any]]:
     try:
         yield from batch.to_pylist()
         return
-    except (UnicodeDecodeError, OverflowError, ValueError, LookupError):  # LookupError: time zones that nobody knows
+    except _UNREADABLE:
         pass
     for i in range(len(batch)):
         try:
             (row,) = batch.slice(i, 1).to_pylist()
-        except (UnicodeDecodeError, OverflowError, ValueError, LookupError) as error:
+        except _UNREADABLE as error:
             raise _NoPython(str(error).splitlines()[0] if str(error) else type(error).__name__) from None
         yield row
 

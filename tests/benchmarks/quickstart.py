@@ -15,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+import yaml
 from record import write_result
 
 
@@ -26,8 +27,14 @@ def main() -> None:
     subprocess.run([str(Path(sys.executable).parent / "udr"), "quickstart", "--out", str(out)], check=True)
     seconds = round(time.monotonic() - started)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # kilobytes of the largest child
+    config = yaml.safe_load((out / "run" / "config.yaml").read_text())
+    queries = {part: config[part]["queries"] for part in ("mining", "evaluation")}  # a task (and round)
     table = json.loads((out / "run" / "evaluation" / "table.json").read_text())
-    print(write_result("quickstart", {"seconds": seconds, "peak_memory_gb": round(peak / 1e6, 2), **table}))
+    print(
+        write_result(
+            "quickstart", {"seconds": seconds, "peak_memory_gb": round(peak / 1e6, 2), "queries": queries, **table}
+        )
+    )
 
 
 if __name__ == "__main__":
