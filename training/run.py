@@ -39,8 +39,8 @@ from udr.evaluation import LanguageModel
 from udr.mining import choose_queries, drop_long, pairs_of, propose_bm25, propose_dense, sample, score_lists
 from udr.scoring.cache import CachedScorer, ScoreCache
 from udr.scoring.estimate import Estimate, estimate
-from udr.train import Objective, RankedTask, fit, forgotten
 from udr.tasks.spec import TaskSpec
+from udr.train import Objective, RankedTask, fit, forgotten
 from udr.types import CandidateList, Demonstration, Progress
 
 __all__ = [
