@@ -18,7 +18,6 @@ from udr.errors import ArtifactError, ConfigError, UDRError, UnknownNameError
 from udr.fakes import FakeEncoder
 from udr.mixture import MixedEncoder, mix
 from udr.prompt import for_encoder
-from udr.retriever import saved_weights
 from udr.tasks.spec import TaskSpec
 from udr.types import Demonstration, Encoder, FloatArray, Query
 
@@ -131,9 +130,8 @@ class Retrievers:
     ) -> tuple[PoolEncoder, list[float] | None]:
         """The encoder of one pool under a retriever, and the weights of the trained and the untrained one in it.
 
-        A task that the retriever was trained on is encoded by the trained encoder alone (weights None), or by both as
-        the retriever folder says. Another one is encoded by both: by the `weights` that the pool was given before, or
-        as `sample` advises (`udr.mixture`).
+        A task that the retriever was trained on is encoded by the trained encoder alone (weights None). Another one
+        is encoded by both: by the `weights` that the pool was given before, or as `sample` advises (`udr.mixture`).
         Where there is no sample yet both count alike.
 
         Raises:
@@ -149,9 +147,7 @@ class Retrievers:
         if name in self._of_pictures:
             return PoolEncoder(trained.encoder, spec, inputs_only=True), None
         if (self._folders[name] / "tasks" / spec.name).is_dir():
-            weights = saved_weights(self._folders[name], spec.name)
-            if weights is None:
-                return PoolEncoder(trained.encoder, spec, quick=trained.quick), None
+            return PoolEncoder(trained.encoder, spec, quick=trained.quick), None
         untrained = self._load(f"{name}/untrained", partial(_load_folder, self._folders[name] / "untrained"))
         if weights is None:
             weights = [1.0, 1.0]

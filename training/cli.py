@@ -99,7 +99,6 @@ def _opened(config: Path, overrides: list[str] | None) -> Iterator[Run]:
 def _run(config: Path, overrides: list[str] | None, *stages: str, number: int = 0) -> Any:
     with _opened(config, overrides) as run:
         from training import evaluate as evaluation
-        from training import mixing
         from training import run as pipeline
 
         if number > (last := run.config.mining.rounds):
@@ -112,8 +111,6 @@ def _run(config: Path, overrides: list[str] | None, *stages: str, number: int = 
         for stage in stages:
             if stage == "mine":
                 pipeline.mine_and_train(run)
-            elif stage == "mix":
-                mixing.mix(run)
             elif stage == "index":
                 result = evaluation.index(run)
             elif stage == "evaluate":
@@ -125,8 +122,8 @@ def _run(config: Path, overrides: list[str] | None, *stages: str, number: int = 
 
 @app.command()
 def run(config: ConfigFile, overrides: Overrides = None, scorers: Scorers = None, as_json: Json = False) -> None:
-    """The whole pipeline from a config: mine, score, train, re-mine, mix, index, evaluate. Run again to resume."""
-    stages = ["mine", "mix", "index", "evaluate"]
+    """The whole pipeline from a config: mine, score, train, re-mine, index, evaluate. Run again to resume."""
+    stages = ["mine", "index", "evaluate"]
     overrides = _with_servers(overrides, scorers)
     if not load_config(RunConfig, config, overrides or ()).train.multi_task:
         stages.remove("index")  # single-task encoders (an ablation) have no common index
@@ -190,12 +187,6 @@ def train(
     with _opened(config, overrides) as run:
         files = {task: Path(file) for task, file in (_named("--feedback", feedback, "TASK=FILE") or {}).items()}
         typer.echo("\n".join(train_on_feedback(run, files)))
-
-
-@app.command()
-def mix(config: ConfigFile, overrides: Overrides = None, scorers: Scorers = None) -> None:
-    """How much of a say the untrained encoder has on each task, by the LM's answers to held-back queries."""
-    _run(config, _with_servers(overrides, scorers), "mix")
 
 
 @app.command()

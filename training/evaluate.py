@@ -8,11 +8,9 @@ import platform
 import shutil
 import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from training.mixing import mixed_encoder, mixed_share, mixed_weights
 from training.plots import plot_table
 from training.run import (
     Run,
@@ -70,10 +68,8 @@ def index(run: Run) -> Path:
         run.untrained_encoder().save(path / "untrained")  # for tasks that come later
     encoder = load_encoder(path / "encoder")
     for name, data in run.tasks.items():
-        mixed = mixed_encoder(run, name, encoder, partial(load_encoder, path / "untrained"))
-        manifest = path / "tasks" / name / "index" / "manifest.json"
-        if not manifest.is_file() or read_json(manifest).get("fingerprint") != mixed.fingerprint:
-            save_task(path, data.spec, data.train, mixed)
+        if not (path / "tasks" / name / "index" / "manifest.json").is_file():
+            save_task(path, data.spec, data.train, encoder)
     return path
 
 
@@ -111,16 +107,15 @@ def _ranker(run: Run, method: str, data: TaskData) -> Ranker:
     if method in EPR:
         return build_dense_ranker(data.spec, data.train, train_epr(run, name, mined=method == "epr_mined"))
     trained = load_encoder(trained_encoder(run, final_round(run), name))
-    if not asks_the_pool(run, method, name):
-        encoder = mixed_encoder(run, name, trained, run.untrained_encoder) if method == "udr" else trained
-        return build_dense_ranker(data.spec, data.train, encoder)
+    if not mixes(run, method, name):
+        return build_dense_ranker(data.spec, data.train, trained)
     mixture = mix(data.spec, data.train, trained, run.untrained_encoder(), run.config.seed)
     write_json(mixture_path(run, method, name), mixture.as_json())
     return mixture.ranker
 
 
-def asks_the_pool(run: Run, method: str, name: str) -> bool:
-    """True where the pool says what the untrained encoder is worth: on a task that the retriever was not trained on."""
+def mixes(run: Run, method: str, name: str) -> bool:
+    """True where the untrained encoder has a say: on a task that the retriever was not trained on."""
     return method == "udr" and name not in run.tasks
 
 
@@ -201,21 +196,11 @@ def evaluate(run: Run, methods: Sequence[str] = (), tasks: Sequence[str] = ()) -
         "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
         "models": read_json(run.out / "run.json"),
     }
-    if "udr" in methods and (shares := _shares(run, [d.spec.name for d in datas])):
-        facts["untrained_share"] = shares
+    mixed = [d.spec.name for d in datas if "udr" in methods and mixes(run, "udr", d.spec.name)]
+    if mixed:
+        facts["untrained_share"] = {name: read_json(mixture_path(run, "udr", name))["share"] for name in mixed}
     _write_table(table_path(run, table.tasks), table, facts)
     return table
-
-
-def _shares(run: Run, names: Sequence[str]) -> dict[str, float]:
-    """The untrained encoder's share of the similarity on the tasks where it may have one."""
-    found = {}
-    for name in names:
-        if asks_the_pool(run, "udr", name):
-            found[name] = float(read_json(mixture_path(run, "udr", name))["share"])
-        elif run.config.mining.held:
-            found[name] = mixed_share(run, name)
-    return found
 
 
 def table_path(run: Run, tasks: Sequence[str]) -> Path:
@@ -244,8 +229,7 @@ def _answers(run: Run, method: str, data: TaskData) -> list[Answer]:
     name = data.spec.name
     queries = evaluation_queries(data, settings.queries, run.config.seed)
     path = run.out / "evaluation" / method / f"{name}.jsonl"
-    from_pool = asks_the_pool(run, method, name)
-    weights = mixed_weights(run, name) if method == "udr" and not from_pool else None
+    mixed = mixes(run, method, name)
 
     def marks() -> dict[str, Any]:
         """What the answers depend on beside what a run folder holds fast."""
@@ -253,15 +237,14 @@ def _answers(run: Run, method: str, data: TaskData) -> list[Answer]:
             "task": data.fingerprint,
             "queries": [[q.id, q.content_hash, *q.references] for q in queries],
             "encoder": encoder_fingerprint(trained_folder(run, method, name)) if method in (*EPR, *UDR) else None,
-            **({"mixture": list(SHARES)} if from_pool else {}),
-            **({"weights": list(weights)} if weights else {}),
+            **({"mixture": list(SHARES)} if mixed else {}),
             **settings.model_dump(mode="json", include={"budget", "k", "k_generation", "selection", "order"}),
         }
 
     # without similarities, or without vectors where a selection needs them, the order itself is the choice
     blind = {"zero_shot", "random"} | ({"bm25"} if settings.selection in ("mmr", "dpp") else set())
     stamp = path.with_suffix(".json")
-    explained = not from_pool or mixture_path(run, method, name).is_file()
+    explained = not mixed or mixture_path(run, method, name).is_file()
     if path.is_file() and explained and stamp.is_file() and read_json(stamp) == marks():
         answers = read_answers(path)
         if [a.query_id for a in answers] != [q.id for q in queries]:

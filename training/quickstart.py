@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from training.evaluate import evaluate, index
-from training.mixing import mix
 from training.progress import reporting
 from training.run import alone_in, mine_and_train, open_run
 from training.settings import RunConfig
@@ -88,7 +87,6 @@ def quickstart(out: Path, console: Console) -> None:
         run = open_run(config, report)
         say("mine, score and train")
         mine_and_train(run)
-        mix(run)
         retriever_folder = index(run)
         say("evaluate against the baselines")
         table = evaluate(run)

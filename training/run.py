@@ -39,9 +39,8 @@ from udr.evaluation import LanguageModel
 from udr.mining import choose_queries, drop_long, pairs_of, propose_bm25, propose_dense, sample, score_lists
 from udr.scoring.cache import CachedScorer, ScoreCache
 from udr.scoring.estimate import Estimate, estimate
-from udr.tasks.spec import TaskSpec
 from udr.train import Objective, RankedTask, fit, forgotten
-from udr.types import CandidateList, Demonstration, Progress
+from udr.types import CandidateList, Progress
 
 __all__ = [
     "FEEDBACK",
@@ -218,8 +217,10 @@ def propose(run: Run, number: int) -> None:
         if path.is_file():
             continue
         fitting = drop_long(data.spec, data.train, run.lm, mining.max_tokens)
-        _, order = held_and_asked(run, data.spec, fitting)
-        most = min(mining.queries or len(order), data.spec.train_cap or len(order), len(order))
+        most = min(mining.queries or len(fitting), data.spec.train_cap or len(fitting), len(fitting))
+        balanced = mining.balanced and data.spec.kind == "classification"
+        # queries follow the metric: evenly over labels that count alike, otherwise as often as they will be asked
+        order = choose_queries(fitting, 0, seed, balanced and data.spec.metric == "macro_f1")
         start = number * most if mining.fresh_queries else 0
         queries = [order[i % len(order)] for i in range(start, start + most)]
         pool = choose_queries(fitting, mining.pool, seed + 1 + (number if mining.fresh_queries else 0))
@@ -230,23 +231,8 @@ def propose(run: Run, number: int) -> None:
             if folder not in encoders:
                 encoders = {folder: load_encoder(folder)}
             lists = propose_dense(data.spec, pool, queries, mining.candidates, encoders[folder])
-        outputs = {d.id: d.output for d in pool} if balances(run, data.spec) else None
+        outputs = {d.id: d.output for d in pool} if balanced else None
         write_candidates(path, sample(lists, mining.scored, seed + number, outputs))
-
-
-def balances(run: Run, spec: TaskSpec) -> bool:
-    """True where mining takes the labels of a task in turn."""
-    return run.config.mining.balanced and spec.kind == "classification"
-
-
-def held_and_asked(
-    run: Run, spec: TaskSpec, fitting: Sequence[Demonstration]
-) -> tuple[list[Demonstration], list[Demonstration]]:
-    """The queries that no round may ask about, at most a tenth of all, and the others in the order they are asked."""
-    # queries follow the metric: evenly over labels that count alike, otherwise as often as they will be asked
-    order = choose_queries(fitting, 0, run.config.seed, balances(run, spec) and spec.metric == "macro_f1")
-    held = min(run.config.mining.held, len(order) // 10)
-    return order[:held], order[held:]
 
 
 def score(run: Run, number: int) -> None:

@@ -67,9 +67,6 @@ class MiningSettings(StrictConfig):
 
     rounds: int = Field(default=3, ge=0)  # re-mining iterations after the first, lexical one; 0: no mining
     queries: int = Field(default=0, ge=0)  # training queries a task; 0: the whole train split (up to train_cap)
-    # training queries a task, at most a tenth of all, that no round asks about: by the LM's answers to them `udr mix`
-    # chooses how much of a say the untrained encoder has on the task; 0: it has none, as published
-    held: int = Field(default=0, ge=0)
     fresh_queries: bool = False  # each round draws other queries: where LM calls are dear they teach more than old ones
     pool: int = Field(default=0, ge=0)  # propose from this many demonstrations only; 0: from all
     candidates: int = Field(default=50, ge=2)  # K: the top of each proposal

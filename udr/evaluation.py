@@ -15,10 +15,10 @@ from udr.errors import DataError, PromptTooLong
 from udr.metrics import make_scorer, per_example
 from udr.prompt import render
 from udr.retriever import SPARES, Retrieved, Retriever
-from udr.scoring.feedback import choose_options, gold_likelihoods
+from udr.scoring.feedback import choose_options
 from udr.significance import bootstrap_interval, paired_permutation
 from udr.tasks.spec import TaskSpec
-from udr.types import Demonstration, FloatArray, Generator, LMScorer, Progress, Query, Tokenizer
+from udr.types import Demonstration, Generator, LMScorer, Progress, Query, Tokenizer
 
 __all__ = [
     "Answer",
@@ -27,7 +27,6 @@ __all__ = [
     "answer_prompts",
     "answer_queries",
     "build_table",
-    "rate_queries",
     "read_answers",
     "write_answers",
 ]
@@ -71,35 +70,18 @@ def answer_queries(
     fit `budget` together with the longest answer are in the prompt. A query that alone exceeds the budget is asked
     without demonstrations, and one that exceeds even the LM's context with its end cut off.
     """
-    prompts = _prompts(retriever, queries, lm, budget, k, k_generation, selection, arrange)
+    spec = retriever.spec
+    wanted = k_generation if spec.kind == "generation" else k
+    found = retriever.retrieve([q.query for q in queries], SPARES * wanted, selection=selection)
+    prompts = [
+        _prompt(retriever, query, own, lm, budget, wanted, arrange) for query, own in zip(queries, found, strict=True)
+    ]
     texts = [text for text, _, _ in prompts]
-    predictions = answer_prompts(retriever.spec, lm, texts, [q.query for q in queries], progress)
+    predictions = answer_prompts(spec, lm, texts, [q.query for q in queries], progress)
     return [
         Answer(q.id, q.input, prediction, _references(q), ids, tokens)
         for q, prediction, (_, ids, tokens) in zip(queries, predictions, prompts, strict=True)
     ]
-
-
-def rate_queries(
-    retriever: Retriever,
-    queries: Sequence[Demonstration],
-    lm: LanguageModel,
-    scorer: LMScorer,
-    *,
-    budget: int,
-    k: int = 8,
-    k_generation: int = 50,
-    selection: str = "top_k",
-    arrange: str = "ascending",
-    progress: Progress | None = None,
-) -> FloatArray:
-    """How likely the LM makes each query's own output after the prompt that `answer_queries` builds, (n,) 0..1.
-
-    It tells two retrievers apart by fewer queries than right and wrong answers do. `scorer` is the LM, or its cache.
-    """
-    prompts = _prompts(retriever, queries, lm, budget, k, k_generation, selection, arrange)
-    rated = gold_likelihoods(retriever.spec, scorer, [text for text, _, _ in prompts], queries, progress)
-    return rated.astype(np.float32)
 
 
 def answer_prompts(
@@ -121,24 +103,6 @@ def answer_prompts(
         labels = list(spec.verbaliser)
         return [labels[c] for c in chosen]
     return [own[c] for own, c in zip(options, chosen, strict=True)]
-
-
-def _prompts(
-    retriever: Retriever,
-    queries: Sequence[Demonstration],
-    lm: LanguageModel,
-    budget: int,
-    k: int,
-    k_generation: int,
-    selection: str,
-    arrange: str,
-) -> list[tuple[str, tuple[str, ...], int]]:
-    """The finished prompt of each query, the ids of its demonstrations in order, and its tokens."""
-    wanted = k_generation if retriever.spec.kind == "generation" else k
-    found = retriever.retrieve([q.query for q in queries], SPARES * wanted, selection=selection)
-    return [
-        _prompt(retriever, query, own, lm, budget, wanted, arrange) for query, own in zip(queries, found, strict=True)
-    ]
 
 
 def _prompt(

@@ -1,4 +1,4 @@
-"""The trained and the untrained encoder together: as a new task's pool advises, or for a known one an LM's answers."""
+"""A task the encoder was never trained on: the trained and the untrained encoder together, as its pool advises."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from udr.retriever import DenseRanker, index_vectors
 from udr.tasks.spec import TaskSpec
 from udr.types import Demonstration, Encoder, FloatArray, Query
 
-__all__ = ["JUDGED", "SHARES", "JudgedMixture", "MixedEncoder", "Mixture", "mix", "mix_by_judge"]
+__all__ = ["SHARES", "MixedEncoder", "Mixture", "mix"]
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the untrained encoder, tried in turn
-JUDGED = (0.0, 0.5, 1.0)  # those that an LM is asked about, the trained encoder alone first
 ASKED = 300  # demonstrations of the pool that are asked for their neighbours
 NEIGHBOURS = 8  # of each
 CELLS = 1 << 23  # similarities at a time
@@ -74,45 +73,11 @@ class Mixture:
 
     ranker: DenseRanker
     share: float
-    weights: tuple[float, float]  # of the trained encoder's similarity and of the untrained one's
     likeness: Mapping[float, float]  # share -> mean likeness of outputs, 0..1
 
     def as_json(self) -> dict[str, Any]:
         """The share and what each would have given, without the ranker."""
         return {"share": self.share, "likeness": {str(share): like for share, like in self.likeness.items()}}
-
-
-class _Both:
-    """A pool under both encoders.
-
-    Shares are of similarities in units of their spread over the pool, as seen by some of its demonstrations (`asked`,
-    by their places).
-    """
-
-    def __init__(
-        self, spec: TaskSpec, pool: Sequence[Demonstration], trained: Encoder, untrained: Encoder, seed: int
-    ) -> None:
-        self.trained, self.untrained, self.instruction = trained, untrained, spec.retrieval_instruction
-        self.asked = [int(i) for i in seeded("mixture", seed).permutation(len(pool))[:ASKED]]
-        self.z = trained.encode_demonstrations(for_encoder(spec, pool), self.instruction)
-        self.x = untrained.encode_queries([d.query for d in pool])
-        self.q = trained.encode_queries([pool[i].query for i in self.asked], self.instruction)
-        spreads = np.mean([[s.std(1).mean(), t.std(1).mean()] for _, s, t in self.similarities()], axis=0)
-        self.a, self.b = 1 / np.maximum(spreads, 1e-6)
-
-    def similarities(self) -> Iterator[tuple[list[int], FloatArray, FloatArray]]:
-        """Of some that are asked, with the whole pool, by either encoder."""
-        step = max(1, CELLS // len(self.x))
-        for start in range(0, len(self.asked), step):
-            some = self.asked[start : start + step]
-            yield some, self.q[start : start + step] @ self.z.T, self.x[some] @ self.x.T
-
-    def weights(self, share: float) -> tuple[float, float]:
-        return float((1 - share) * self.a), float(share * self.b)
-
-    def ranker(self, share: float) -> DenseRanker:
-        encoder = MixedEncoder(self.trained, self.untrained, *self.weights(share))
-        return DenseRanker(encoder, index_vectors(encoder.join(self.z, self.x), encoder), self.instruction)
 
 
 def mix(spec: TaskSpec, pool: Sequence[Demonstration], trained: Encoder, untrained: Encoder, seed: int = 0) -> Mixture:
@@ -121,64 +86,39 @@ def mix(spec: TaskSpec, pool: Sequence[Demonstration], trained: Encoder, untrain
     What training taught may help on a task it has not seen or mislead there, and no LM has judged the pool. But the
     pool knows its outputs: up to `ASKED` demonstrations are asked for their neighbours among the others, under each
     share, and the neighbours' outputs are compared with their own (the same label; the words shared by free text).
-    Of equal shares the more even one is taken.
+    Shares are of similarities in units of their spread over the pool. Of equal shares the more even one is taken.
     """
-    both = _Both(spec, pool, trained, untrained, seed)
+    instruction = spec.retrieval_instruction
+    asked = [int(i) for i in seeded("mixture", seed).permutation(len(pool))[:ASKED]]
+    z = trained.encode_demonstrations(for_encoder(spec, pool), instruction)
+    x = untrained.encode_queries([d.query for d in pool])
+    q = trained.encode_queries([pool[i].query for i in asked], instruction)
+
+    def similarities() -> Iterator[tuple[list[int], FloatArray, FloatArray]]:
+        """Of some that are asked, with the whole pool, by either encoder."""
+        step = max(1, CELLS // len(pool))
+        for start in range(0, len(asked), step):
+            some = asked[start : start + step]
+            yield some, q[start : start + step] @ z.T, x[some] @ x.T
+
+    spreads = np.mean([[s.std(1).mean(), t.std(1).mean()] for _, s, t in similarities()], axis=0)
+    a, b = 1 / np.maximum(spreads, 1e-6)
     alike = _likeness(spec, pool)
     inputs = np.array([d.query.content_hash for d in pool])
     nearest = min(NEIGHBOURS, len(pool)) - 1
     found: dict[float, list[float]] = {share: [] for share in SHARES}
-    for some, by_trained, by_untrained in both.similarities():
+    for some, by_trained, by_untrained in similarities():
         own = inputs[some][:, None] == inputs[None, :]
         for share in SHARES:
-            a, b = both.weights(share)
-            sims = a * by_trained + b * by_untrained
+            sims = (1 - share) * a * by_trained + share * b * by_untrained
             sims[own] = -np.inf
             near = np.argpartition(-sims, nearest, axis=1)[:, : nearest + 1]
             for i, row, similar in zip(some, near, np.take_along_axis(sims, near, axis=1), strict=True):
                 found[share] += [alike(i, int(j)) for j in row[np.isfinite(similar)]]
     likeness = {share: float(np.mean(values)) if values else 0.0 for share, values in found.items()}
     best = max(SHARES, key=lambda share: (round(likeness[share], 9), -abs(share - 0.5)))
-    return Mixture(both.ranker(best), best, both.weights(best), likeness)
-
-
-@dataclass(frozen=True, slots=True)
-class JudgedMixture:
-    """The share of the untrained encoder that an LM chose for a task, and what it said of each."""
-
-    share: float
-    weights: tuple[float, float]  # of the trained encoder's similarity and of the untrained one's
-    worth: Mapping[float, float]  # share -> mean of what `judge` said
-    margin: float  # one standard error of the paired difference between the best share and the trained encoder alone
-
-    def as_json(self) -> dict[str, Any]:
-        worth = {str(share): value for share, value in self.worth.items()}
-        return {"share": self.share, "weights": list(self.weights), "worth": worth, "margin": self.margin}
-
-
-def mix_by_judge(
-    spec: TaskSpec,
-    pool: Sequence[Demonstration],
-    trained: Encoder,
-    untrained: Encoder,
-    judge: Callable[[DenseRanker], FloatArray],
-    seed: int = 0,
-) -> JudgedMixture:
-    """Let an LM choose the share of the untrained encoder on a task that the other one was trained on.
-
-    Training can wear away what the sentence encoder knew, and on few lists it may teach a task less than that. `judge`
-    tells for each of some queries that were held back from training, (n,), how well the LM answers with the
-    demonstrations of a ranker. The trained encoder stays alone unless another of `JUDGED` does better by more than one
-    standard error of the paired difference (the rule of Breiman et al. 1984 for preferring the plainer of two).
-    """
-    both = _Both(spec, pool, trained, untrained, seed)
-    said = {share: np.asarray(judge(both.ranker(share)), dtype=np.float64) for share in JUDGED}
-    worth = {share: float(values.mean()) for share, values in said.items()}
-    best = max(JUDGED, key=lambda share: (round(worth[share], 9), -share))
-    gain = said[best] - said[JUDGED[0]]
-    margin = float(gain.std(ddof=1) / np.sqrt(len(gain))) if len(gain) > 1 else float("inf")
-    share = best if gain.mean() > margin else JUDGED[0]
-    return JudgedMixture(share, both.weights(share), worth, margin if best != JUDGED[0] else 0.0)
+    encoder = MixedEncoder(trained, untrained, float((1 - best) * a), float(best * b))
+    return Mixture(DenseRanker(encoder, index_vectors(encoder.join(z, x), encoder), instruction), best, likeness)
 
 
 def _likeness(spec: TaskSpec, pool: Sequence[Demonstration]) -> Callable[[int, int], float]:

@@ -1,7 +1,7 @@
 """The facade: a pool, a way to rank it, selection and order; from a query to demonstrations and a finished prompt.
 
 A saved retriever is a folder: `encoder/`, `untrained/` (the encoder it started from, for tasks that come later) and for
-each task `tasks/NAME/` with task.yaml, pool.jsonl and index/; mixture.json where both encoders rank it (udr.mixture).
+each task `tasks/NAME/` with task.yaml, pool.jsonl and index/.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from udr.artifacts import read_json, write_atomically, write_json
+from udr.artifacts import write_atomically
 from udr.bm25 import BM25
 from udr.config import load_config
 from udr.data import read_demonstrations, write_demonstrations
@@ -44,10 +44,7 @@ __all__ = [
     "load_retriever",
     "most_copies",
     "save_task",
-    "saved_weights",
 ]
-
-MIXTURE = "mixture.json"  # in the folder of a task that both encoders rank
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,38 +240,16 @@ def most_copies(pool: Sequence[Demonstration]) -> int:
 
 
 def save_task(path: Path, spec: TaskSpec, pool: Sequence[Demonstration], encoder: Encoder) -> None:
-    """Write a task's words, pool and index below a retriever folder, and the weights of a mixed encoder."""
-    from udr.mixture import MixedEncoder
-
+    """Write a task's words, pool and index below a retriever folder."""
     folder = path / "tasks" / spec.name
     ranker = build_dense_ranker(spec, pool, encoder)
     write_atomically(folder / "task.yaml", spec.dump_yaml().encode())
     write_demonstrations(folder / "pool.jsonl", pool)
-    if isinstance(encoder, MixedEncoder):
-        write_json(folder / MIXTURE, {"weights": [encoder.a, encoder.b]})
-    else:
-        (folder / MIXTURE).unlink(missing_ok=True)
     ranker.index.save(folder / "index")
 
 
-def saved_weights(path: Path, task: str) -> tuple[float, float] | None:
-    """The weights of the trained and the untrained encoder on a task of a retriever folder; None: the trained alone.
-
-    Raises:
-        ArtifactError: the file that holds them is damaged.
-    """
-    file = path / "tasks" / task / MIXTURE
-    if not file.is_file():
-        return None
-    try:
-        a, b = (float(weight) for weight in read_json(file)["weights"])
-    except (KeyError, TypeError, ValueError):
-        raise ArtifactError(f"{file}: damaged (no two weights); run: udr index CONFIG") from None
-    return a, b
-
-
 def load_retriever(path: Path, task: str, encoder: Encoder | None = None, seed: int = 0) -> Retriever:
-    """Open one task of a saved retriever; `encoder` (the trained one) spares loading it again for the next task.
+    """Open one task of a saved retriever; `encoder` spares loading it again for the next task.
 
     Raises:
         ArtifactError: files are missing or damaged, or pool and index differ in size.
@@ -283,7 +258,6 @@ def load_retriever(path: Path, task: str, encoder: Encoder | None = None, seed: 
     """
     from udr.encoder import load_encoder
     from udr.index import load_index
-    from udr.mixture import MixedEncoder
 
     folder = path / "tasks" / task
     known = [p.name for p in (path / "tasks").glob("*/")]
@@ -294,9 +268,7 @@ def load_retriever(path: Path, task: str, encoder: Encoder | None = None, seed: 
     spec = load_config(TaskSpec, folder / "task.yaml")
     pool = read_demonstrations(folder / "pool.jsonl")
     index = load_index(folder / "index")
-    own: Encoder = encoder or load_encoder(path / "encoder")
-    if weights := saved_weights(path, task):
-        own = MixedEncoder(own, load_encoder(path / "untrained"), *weights)
+    own = encoder or load_encoder(path / "encoder")
     if len(index) != len(pool):
         raise ArtifactError(f"{folder}: the index holds {len(index)} vectors, the pool {len(pool)}; run: udr index")
     if index.fingerprint != own.fingerprint:

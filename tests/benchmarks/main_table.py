@@ -20,7 +20,6 @@ from record import write_result
 from rich.console import Console
 
 from training.evaluate import evaluate, index, table_path
-from training.mixing import mix
 from training.progress import reporting
 from training.run import alone_in, mine_and_train, open_run
 from training.settings import RunConfig
@@ -49,7 +48,6 @@ def run_one(overrides: list[str], methods: tuple[str, ...] = (), tasks: tuple[st
     with reporting(Console(stderr=True)) as report, alone_in(config.out):
         run = open_run(config, report)
         mine_and_train(run)
-        mix(run)
         if config.train.multi_task:
             index(run)
         return evaluate(run, methods, tasks)

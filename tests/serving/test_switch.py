@@ -16,10 +16,9 @@ from serving.settings import Settings
 from tests.serving.tools import finished, refused
 from udr.encoder import build_encoder
 from udr.fakes import FakeEncoder
-from udr.mixture import MixedEncoder
-from udr.retriever import build_dense_ranker, save_task, saved_weights
+from udr.retriever import save_task
 from udr.tasks.spec import TaskSpec
-from udr.types import Demonstration, FloatArray, Query
+from udr.types import Demonstration, FloatArray
 
 ROWS = [{"id": str(i), "input": f"ticket {i} of the bank", "output": "login"} for i in range(300)]
 
@@ -82,28 +81,6 @@ def test_a_pool_is_switched_to_a_trained_retriever_and_back(client: TestClient, 
     assert retrieve(client, name, "ticket 7 of", k=5) == before
     assert len(retrieve(client, name, "ticket 7 of", k=1000)) == every
     refused(client.put(f"{place}/retriever", json={"retriever": "min"}), 422, "mine")
-
-
-def test_a_task_whose_weights_the_retriever_folder_holds_is_ranked_by_both_encoders(
-    both: Settings, trained: Path, bert_folder: Path
-) -> None:
-    encoder = build_encoder(str(bert_folder), device="cpu")
-    mixed = MixedEncoder(encoder, encoder, 0.5, 2.0)
-    spec = TaskSpec(name="films", family="custom", kind="generation", metric="rouge_l", instruction="a word for it")
-    save_task(trained, spec, [Demonstration("1", "the film was a joy", "great")], mixed)
-    assert saved_weights(trained, "films") == (0.5, 2.0)
-    with TestClient(create_app(both)) as client:
-        assert client.post("/v1/pools", json={"name": "films", "task": spec.model_dump(mode="json")}).status_code == 201
-        assert client.post("/v1/pools/films/demonstrations", json={"demonstrations": ROWS[:40]}).status_code == 201
-        finished(client, client.put("/v1/pools/films/retriever", json={"retriever": "mine"}))
-        answer = client.post("/v1/retrieve", json={"pool": "films", "queries": ["ticket 7 of"], "k": 40}).json()
-    pool = [Demonstration(**row) for row in ROWS[:40]]
-    rows, scores = build_dense_ranker(spec, pool, mixed).rank([Query("q", "ticket 7 of")], 40)
-    wanted = {pool[row].id: float(score) for row, score in zip(rows[0], scores[0], strict=True)}
-    got = {d["id"]: d["similarity"] for d in answer["results"][0]["demonstrations"]}
-    assert answer["retriever"] == "mine"
-    assert got == pytest.approx(wanted, abs=0.05)  # queries may be encoded in int8
-    assert max(got.values()) > 1.2  # more than one encoder's unit vectors can give
 
 
 def test_a_switch_to_the_retriever_that_answers_changes_nothing(client: TestClient) -> None:

@@ -15,7 +15,7 @@ from udr.errors import DataError, PromptTooLong
 from udr.fakes import FakeLM
 from udr.prompt import render
 from udr.scoring.cache import CachedScorer, ScoreCache
-from udr.scoring.feedback import Shortcut, choose_options, gold_likelihoods, normalise, score_pairs
+from udr.scoring.feedback import Shortcut, choose_options, normalise, score_pairs
 from udr.tasks.spec import Normalisation, TaskSpec, Template
 from udr.types import Demonstration, LogLikelihoods, Query
 
@@ -194,26 +194,6 @@ def test_shortcuts_are_of_options_and_leave_generation_alone(copying: TaskSpec, 
     np.testing.assert_array_equal(
         score_pairs(copying, Table(), pairs, shortcut=shortcut), score_pairs(copying, Table(), pairs)
     )
-
-
-@pytest.mark.parametrize("how", HOWS)
-@pytest.mark.parametrize("make", [classification, choice])
-def test_the_likelihood_after_a_finished_prompt_is_the_gold_options_share(make: object, how: Normalisation) -> None:
-    spec: TaskSpec = make(how)  # type: ignore[operator]
-    contexts = [f"a prompt for {x.input}" for x in ROWS]
-    told: list[tuple[int, int]] = []
-    found = gold_likelihoods(spec, Table(2), contexts, ROWS, lambda done, total: told.append((done, total)))
-    for x, context, likelihood in zip(ROWS, contexts, found, strict=True):
-        values = plain_scores(spec, context, x.query)
-        gold = spec.options(x.choices).index(spec.verbalise(x.output))
-        assert likelihood == pytest.approx(math.exp(values[gold]) / sum(map(math.exp, values)), abs=1e-6)
-    assert told == [(0, 3), (2, 3), (3, 3)]
-
-
-def test_the_likelihood_of_free_text_is_the_geometric_mean_over_its_tokens(copying: TaskSpec) -> None:
-    queries = [Demonstration("q", "x", "three words here"), ROWS[0]]
-    expected = [math.exp(plain_nats("one", "three words here") / 3), math.exp(plain_nats("two", "0"))]
-    assert gold_likelihoods(copying, Table(), ["one", "two"], queries) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("how", HOWS)

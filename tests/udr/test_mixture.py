@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
 from udr.draw import seeded
 from udr.fakes import FakeEncoder
-from udr.mixture import ASKED, JUDGED, NEIGHBOURS, SHARES, MixedEncoder, mix, mix_by_judge
+from udr.mixture import ASKED, NEIGHBOURS, SHARES, MixedEncoder, mix
 from udr.prompt import for_encoder
-from udr.retriever import DenseRanker, Retriever, build_dense_ranker, build_input_ranker
+from udr.retriever import Retriever, build_dense_ranker, build_input_ranker
 from udr.tasks.spec import TaskSpec
 from udr.types import Demonstration, FloatArray, Query
 
@@ -158,55 +157,3 @@ def test_an_encoder_without_a_weight_has_no_say() -> None:
     np.testing.assert_array_equal(alone, build_input_ranker(pool, last).rank(queries, 12)[0])
     alone = build_dense_ranker(LABELLING, pool, MixedEncoder(first, last, 2.0, 0.0)).rank(queries, 12)[0]
     np.testing.assert_array_equal(alone, build_dense_ranker(LABELLING, pool, first).rank(queries, 12)[0])
-
-
-def said(*by_share: list[float]) -> Callable[[DenseRanker], FloatArray]:
-    """A judge that says these things of the shares, in their order."""
-    answers = iter(by_share)
-    return lambda ranker: np.array(next(answers), dtype=np.float32)
-
-
-@pytest.mark.parametrize(
-    ("by_share", "share"),
-    [
-        (([0.5, 0.5, 0.5], [0.5, 0.5, 0.5], [0.5, 0.5, 0.5]), 0.0),
-        (([0.5, 0.5, 0.5], [0.4, 0.4, 0.4], [0.7, 0.6, 0.8]), 1.0),
-        (([0.5, 0.5, 0.5], [0.6, 0.6, 0.6], [0.6, 0.6, 0.6]), 0.5),  # of equals that with more of the trained one
-        (([0.5, 0.5, 0.5], [1.0, 0.2, 0.5], [0.1, 0.1, 0.1]), 0.0),  # better by less than the noise
-        (([0.9, 0.1, 0.5], [0.95, 0.16, 0.55], [0.1, 0.1, 0.1]), 0.5),  # the queries differ, the difference does not
-        (([0.5], [0.9], [0.1]), 0.0),  # one query tells nothing of noise
-    ],
-)
-def test_the_trained_encoder_stays_alone_unless_the_judge_is_sure(by_share: Any, share: float) -> None:
-    found = mix_by_judge(LABELLING, pool_of(30, 0), WordEncoder(0), WordEncoder(2), said(*by_share))
-    assert found.share == share
-    assert found.worth == pytest.approx({s: np.mean(v) for s, v in zip(JUDGED, by_share, strict=True)})
-    best = by_share[int(np.argmax([round(float(np.mean(v)), 6) for v in by_share]))]
-    gain = np.subtract(best, by_share[0])
-    if len(gain) > 1:
-        assert found.margin == pytest.approx(gain.std(ddof=1) / np.sqrt(len(gain)), abs=1e-6)
-
-
-@pytest.mark.parametrize("telling", [0, 2])
-def test_the_judge_is_shown_rankers_of_each_share_and_its_choice_can_be_built_again(telling: int) -> None:
-    pool = pool_of(90, telling)
-    queries = [Demonstration(f"q{d.id}", d.input, d.output) for d in pool_of(24, telling, seed=1)]
-    rankers: list[DenseRanker] = []
-
-    def judge(ranker: DenseRanker) -> FloatArray:
-        """How many of the eight demonstrations have the query's own label."""
-        rankers.append(ranker)
-        found = Retriever(LABELLING, pool, ranker).retrieve([q.query for q in queries], 8)
-        own = [
-            np.mean([f.demonstration.output == q.output for f in hits]) for q, hits in zip(queries, found, strict=True)
-        ]
-        return np.array(own, dtype=np.float32)
-
-    mixture = mix_by_judge(LABELLING, pool, WordEncoder(0), WordEncoder(2), judge)
-    assert mixture.worth[telling / 2] == 1.0
-    assert mixture.worth[1 - telling / 2] < 0.6
-    assert (mixture.share == 0.0) == (telling == 0)
-    again = build_dense_ranker(LABELLING, pool, MixedEncoder(WordEncoder(0), WordEncoder(2), *mixture.weights))
-    wanted = rankers[JUDGED.index(mixture.share)]
-    for a, b in zip(again.rank([q.query for q in queries], 8), wanted.rank([q.query for q in queries], 8), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)

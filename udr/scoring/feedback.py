@@ -14,7 +14,7 @@ from udr.prompt import render
 from udr.tasks.spec import Normalisation, TaskSpec
 from udr.types import Demonstration, LMScorer, LogLikelihoods, Progress, Query
 
-__all__ = ["Pair", "Shortcut", "choose_options", "gold_likelihoods", "normalise", "requests_of", "score_pairs"]
+__all__ = ["Pair", "Shortcut", "choose_options", "normalise", "requests_of", "score_pairs"]
 
 Pair = tuple[Demonstration, Demonstration]  # a candidate and the query that it is to help
 Shortcut = Literal["none", "first_token", "halving"]
@@ -186,36 +186,6 @@ def choose_options(
         if progress:
             progress(len(chosen), len(contexts))
     return chosen
-
-
-def gold_likelihoods(
-    spec: TaskSpec,
-    scorer: LMScorer,
-    contexts: Sequence[str],
-    queries: Sequence[Demonstration],
-    progress: Progress | None = None,
-) -> NDArray[np.float64]:
-    """How likely the LM makes each query's own output after a finished prompt, (n,) 0..1.
-
-    Classification and multiple choice: its share of all options. Generation: the geometric mean over its tokens.
-    """
-    found: list[float] = []
-    if progress:
-        progress(0, len(contexts))
-    for start in range(0, len(contexts), scorer.prompts_per_call):
-        part = slice(start, start + scorer.prompts_per_call)
-        own = queries[part]
-        gold = [spec.verbalise(q.output) for q in own]
-        if spec.kind == "generation":
-            found += normalise(scorer.loglikelihood(contexts[part], gold), "mean").tolist()
-        else:
-            values = _option_scores(spec, scorer, contexts[part], [q.query for q in own])
-            for query, answer, scores in zip(own, gold, values, strict=True):
-                found.append(float(_log_softmax(scores)[spec.options(query.choices).index(answer)]))
-        if progress:
-            progress(len(found), len(contexts))
-    likelihoods: NDArray[np.float64] = np.exp(np.array(found, dtype=np.float64))
-    return likelihoods
 
 
 def _options(spec: TaskSpec, scorer: LMScorer, queries: Sequence[Query], shorten: bool) -> list[tuple[str, ...]]:
