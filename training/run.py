@@ -260,11 +260,22 @@ def estimate_score(run: Run, number: int) -> dict[str, Estimate]:
 
 
 def _read_lists(run: Run, number: int, name: str, stage: Literal["proposed", "scored"]) -> Sequence[CandidateList]:
+    """A round's lists of one task.
+
+    Raises:
+        ArtifactError: they are not made yet, or some of them are missing from the file.
+    """
     path = run.round_folder(number) / f"{name}.{stage}.jsonl"
+    command = {"proposed": "propose", "scored": "score"}[stage]
     if not path.is_file():
-        command = {"proposed": "propose", "scored": "score"}[stage]
         raise ArtifactError(f"{path}: not {stage} yet; run: udr {command} --round {number}")
-    return read_candidates(path)
+    lists = read_candidates(path)
+    proposed = path.with_name(f"{name}.proposed.jsonl")
+    wanted = len(read_candidates(proposed)) if stage == "scored" and proposed.is_file() else max(1, len(lists))
+    if len(lists) != wanted:
+        how = f"{len(lists)} lists of {wanted}" if lists else "empty"
+        raise ArtifactError(f"{path}: damaged ({how}); delete it and run: udr {command} --round {number}")
+    return lists
 
 
 def train(run: Run, number: int) -> None:

@@ -351,6 +351,28 @@ def test_a_damaged_scored_list_is_named_by_file_and_line(udr: Command, copy: Ben
     assert udr("train", copy.config, "--round", 1).complaint == f"{path}:7: not a candidate list"
 
 
+@pytest.mark.parametrize(("kept", "how"), [(0, "empty"), (5, "5 lists of 24")])
+def test_scored_lists_that_were_cut_off_are_not_taken_for_all(udr: Command, copy: Bench, kept: int, how: str) -> None:
+    path = copy.out / "round-1" / "paint.scored.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:kept]))
+    shutil.rmtree(copy.out / "round-1" / "encoder")
+    found = udr("train", copy.config, "--round", 1).complaint
+    assert found == f"{path}: damaged ({how}); delete it and run: udr score --round 1"
+    path.unlink()
+    assert udr("score", copy.config, "--round", 1).code == 0
+    assert path.read_bytes() == b"".join(lines)
+
+
+def test_an_emptied_file_of_candidates_is_named(udr: Command, copy: Bench) -> None:
+    for stage in ("proposed", "scored"):
+        (copy.out / "round-1" / f"paint.{stage}.jsonl").unlink()
+    path = copy.out / "round-1" / "paint.proposed.jsonl"
+    path.write_bytes(b"")
+    found = udr("score", copy.config, "--round", 1).complaint
+    assert found == f"{path}: damaged (empty); delete it and run: udr propose --round 1"
+
+
 def test_a_damaged_score_cache_is_named(udr: Command, bench: Bench) -> None:
     (bench.folder / "scores.sqlite").write_bytes(b"no database" * 100)
     assert udr("run", bench.config).complaint.startswith(f"{bench.folder}/scores.sqlite: the score cache cannot")
