@@ -271,8 +271,8 @@ def _read_lists(run: Run, number: int, name: str, stage: Literal["proposed", "sc
         raise ArtifactError(f"{path}: not {stage} yet; run: udr {command} --round {number}")
     lists = read_candidates(path)
     proposed = path.with_name(f"{name}.proposed.jsonl")
-    wanted = len(read_candidates(proposed)) if stage == "scored" and proposed.is_file() else max(1, len(lists))
-    if len(lists) != wanted:
+    wanted = len(read_candidates(proposed)) if stage == "scored" and proposed.is_file() else len(lists)
+    if not lists or len(lists) != wanted:
         how = f"{len(lists)} lists of {wanted}" if lists else "empty"
         raise ArtifactError(f"{path}: damaged ({how}); delete it and run: udr {command} --round {number}")
     return lists

@@ -364,6 +364,13 @@ def test_scored_lists_that_were_cut_off_are_not_taken_for_all(udr: Command, copy
     assert path.read_bytes() == b"".join(lines)
 
 
+def test_scored_lists_are_not_taken_where_nothing_was_proposed(udr: Command, copy: Bench) -> None:
+    for stage in ("proposed", "scored"):
+        (copy.out / "round-1" / f"paint.{stage}.jsonl").write_bytes(b"")
+    shutil.rmtree(copy.out / "round-1" / "encoder")
+    assert "paint.scored.jsonl: damaged (empty)" in udr("train", copy.config, "--round", 1).complaint
+
+
 def test_an_emptied_file_of_candidates_is_named(udr: Command, copy: Bench) -> None:
     for stage in ("proposed", "scored"):
         (copy.out / "round-1" / f"paint.{stage}.jsonl").unlink()
