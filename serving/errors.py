@@ -94,7 +94,7 @@ class Problem(JSONResponse):
         self._openai = JSONResponse(error, status, headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"] in OPENAI_PATHS:
+        if scope["path"].startswith(OPENAI_PATHS):
             await self._openai(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)

@@ -44,7 +44,7 @@ class Addressed(NamedTuple):
 
 
 def addressed(body: dict[str, Any], header: str | None = None) -> Addressed:
-    """Take `POOL@MODEL` apart; `header` names the pool where `model` does not.
+    """Take `POOL@MODEL` apart; where `header` names the pool ("": none), `model` is the LLM server's own name.
 
     Raises:
         ConfigError: the pool or the model is missing.
@@ -52,9 +52,11 @@ def addressed(body: dict[str, Any], header: str | None = None) -> Addressed:
     model = body.get("model")
     if not isinstance(model, str) or not model:
         raise ConfigError("model: expected POOL@MODEL, or the LLM server's own name for a model")
+    if header is not None:
+        return Addressed(header, model)
     pool, at, upstream = model.partition("@")
     if not at:
-        return Addressed(header or "", model)
+        return Addressed("", model)
     if not pool or not upstream:
         raise ConfigError(f"model {model!r}: expected POOL@MODEL; GET /v1/models lists them")
     return Addressed(pool, upstream)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import anyio
@@ -21,10 +21,20 @@ __all__ = ["Relay", "Upstream"]
 _CONNECTING = 5.0  # seconds
 _CLOSING = 5.0  # seconds
 # of one connection, not of the message that it carries (RFC 9110, section 7.6.1); the server names itself and the date
-_CONNECTION = ("connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "proxy-connection")
+_CONNECTION = (b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"proxy-connection")
 _OWN = frozenset(
-    (*_CONNECTION, "proxy-authenticate", "proxy-authorization", "host", "content-length", "cookie", "date", "server")
+    (
+        *_CONNECTION,
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"host",
+        b"content-length",
+        b"cookie",
+        b"date",
+        b"server",
+    )
 )
+Headers = Iterable[tuple[bytes, bytes]]
 _FIRST = Histogram(
     "udr_upstream_seconds",
     "Time until the LLM server begins to answer.",
@@ -45,34 +55,37 @@ class Upstream:
 
     def __init__(self, url: str, key: str = "", timeout: float = 600.0) -> None:
         self.url = url.rstrip("/").removesuffix("/v1")
-        self._key = key
+        self._key = key.encode()
         self._client = httpx2.AsyncClient(
             timeout=httpx2.Timeout(timeout, connect=_CONNECTING, pool=None),
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=256),
+            headers={"accept-encoding": "identity"},  # where the caller says nothing: answers go on as they come
             trust_env=False,  # a proxy of the machine's is no way to a server beside it
         )
 
     async def close(self) -> None:
         await self._client.aclose()
 
-    async def models(self, headers: Mapping[str, str]) -> list[dict[str, Any]]:
-        """The models that it serves.
+    async def models(self, headers: Headers) -> dict[str, Any]:
+        """What it says of the models that it serves: under `data` a list, and whatever else it tells.
 
         Raises:
             UpstreamUnavailable: it cannot be reached, or answers something else.
         """
         try:
-            answer = await self._client.get(f"{self.url}/v1/models", headers=self._headers(headers.items()))
-            rows = answer.json()["data"] if answer.status_code == 200 else None
+            # read here, so not in an encoding of the caller's choice
+            own = [(name, value) for name, value in self._headers(headers) if name.lower() != b"accept-encoding"]
+            answer = await self._client.get(f"{self.url}/v1/models", headers=own)
+            said = answer.json() if answer.status_code == 200 else None
         except httpx2.HTTPError as error:
             raise _error(self.url, error) from None
-        except (ValueError, KeyError, TypeError):
-            rows = None
-        if not isinstance(rows, list) or not all(isinstance(r, dict) and isinstance(r.get("id"), str) for r in rows):
+        except ValueError:
+            said = None
+        if not isinstance(said, dict) or not isinstance(said.get("data"), list):
             raise UpstreamUnavailable(f"the LLM server {self.url} does not tell its models ({answer.status_code})")
-        return rows
+        return said
 
-    def request(self, path: str, body: bytes, headers: Iterable[tuple[str, str]]) -> httpx2.Request:
+    def request(self, path: str, body: bytes, headers: Headers) -> httpx2.Request:
         """A POST with the caller's headers."""
         return self._client.build_request("POST", self.url + path, content=body, headers=self._headers(headers))
 
@@ -91,12 +104,12 @@ class Upstream:
         _FIRST.observe(time.perf_counter() - started)
         return answer
 
-    def _headers(self, given: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    def _headers(self, given: Headers) -> list[tuple[bytes, bytes]]:
         kept = [(name, value) for name, value in given if name.lower() not in _OWN]
         if not self._key:
             return kept
-        others = [(name, value) for name, value in kept if name.lower() != "authorization"]
-        return [*others, ("authorization", f"Bearer {self._key}")]
+        others = [(name, value) for name, value in kept if name.lower() != b"authorization"]
+        return [*others, (b"authorization", b"Bearer " + self._key)]
 
 
 class Relay(Response):
@@ -108,7 +121,7 @@ class Relay(Response):
     Args:
         upstream: the server.
         request: to send to it.
-        told: headers of ours beside its own.
+        told: headers of ours beside its own; they stand for others of the same names.
     """
 
     def __init__(self, upstream: Upstream, request: httpx2.Request, told: Sequence[tuple[bytes, bytes]] = ()) -> None:
@@ -139,8 +152,9 @@ class Relay(Response):
             await problem_of(error)(scope, receive, send)
             return "timeout" if isinstance(error, UpstreamTimeout) else "unreachable"
         try:
-            headers = [(name.lower(), value) for name, value in answer.headers.raw]
-            kept = [(name, value) for name, value in headers if name == b"content-length" or name.decode() not in _OWN]
+            ours = {name for name, _ in self.told}
+            headers = [(name.lower(), value) for name, value in answer.headers.raw if name.lower() not in ours]
+            kept = [(name, value) for name, value in headers if name == b"content-length" or name not in _OWN]
             start = {"type": "http.response.start", "status": answer.status_code, "headers": [*kept, *self.told]}
             await send(start)
             async for chunk in answer.aiter_raw():

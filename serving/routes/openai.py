@@ -74,9 +74,28 @@ async def complete(request: Request, parts: Service, caller: By) -> Response:
 @router.get("/models")
 async def models(request: Request, parts: Service, caller: By) -> dict[str, Any]:
     """The LLM server's models, each also behind every pool that the caller may read."""
-    rows = await _upstream(parts).models(_headers(request, parts))
+    said = await _upstream(parts).models(_headers(request, parts))
     pools = await run_sync(lambda: parts.catalog.store.pools("", parts.settings.max_items, caller.pools))
-    return {"object": "list", "data": [*rows, *({**r, "id": f"{p.name}@{r['id']}"} for p in pools for r in rows)]}
+    behind = [{**row, "id": f"{p.name}@{name}"} for p in pools for name, row in _named(said).items()]
+    return {**said, "data": [*said["data"], *behind]}
+
+
+@router.get("/models/{model:path}")
+async def model(model: str, request: Request, parts: Service, caller: By) -> dict[str, Any]:
+    """One of the LLM server's models, or one behind a pool that the caller may read."""
+    rows = _named(await _upstream(parts).models(_headers(request, parts)))
+    if model in rows:
+        return rows[model]
+    pool, _, name = model.partition("@")
+    if name not in rows:
+        raise NotFoundError(f"no model {model!r}; GET /v1/models lists them")
+    await run_sync(parts.catalog.pool, visible(caller, pool))
+    return {**rows[name], "id": model}
+
+
+def _named(said: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Models by their ids, of a list that may hold other things too."""
+    return {r["id"]: r for r in said["data"] if isinstance(r, dict) and isinstance(r.get("id"), str)}
 
 
 class EmbeddingsBody(Body):
@@ -178,8 +197,11 @@ async def _forward(
         prompts = await _prompts(parts, caller, pool, front, queries_of(body))
         body, told = placed(body, front, pool.spec, prompts), _told(pool, prompts)
     path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-    content = orjson.dumps({**body, "model": to.model})
-    return Relay(upstream, upstream.request(path, content, _headers(request, parts).items()), told)
+    try:
+        content = orjson.dumps({**body, "model": to.model})
+    except orjson.JSONEncodeError as error:  # what is read may be deeper than what is written
+        raise ConfigError(f"the body cannot be sent on ({error})") from None
+    return Relay(upstream, upstream.request(path, content, _headers(request, parts)), told)
 
 
 async def _prompts(
@@ -202,9 +224,8 @@ def _told(pool: Pool, prompts: Sequence[Prompt]) -> list[tuple[bytes, bytes]]:
     return [(name.encode(), value.encode()) for name, value in found.items()]
 
 
-def _headers(request: Request, parts: Parts) -> dict[str, str]:
-    """The caller's own headers; its key too where it cannot be this service's."""
-    headers = dict(request.headers.items())
-    if parts.settings.key:
-        headers.pop("authorization", None)
-    return headers
+def _headers(request: Request, parts: Parts) -> list[tuple[bytes, bytes]]:
+    """The caller's own headers, byte for byte; its key too where it cannot be this service's."""
+    return [
+        (name, value) for name, value in request.headers.raw if not (parts.settings.key and name == b"authorization")
+    ]

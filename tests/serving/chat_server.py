@@ -26,6 +26,8 @@ class ChatServer:
         self.lock = threading.Lock()
         self.stopping = threading.Event()
         self.url = ""
+        self.models: Any = {"object": "list", "data": [{"id": "gemma", "object": "model", "owned_by": "test"}]}
+        self.model_headers: dict[str, str] = {}  # of the last request for them
 
     @property
     def body(self) -> dict[str, Any]:
@@ -52,7 +54,8 @@ def chat_server() -> Iterator[ChatServer]:
             self.wfile.write(raw)
 
         def do_GET(self) -> None:
-            self.answer(200, {"object": "list", "data": [{"id": "gemma", "object": "model", "owned_by": "test"}]})
+            own.model_headers = {k.lower(): v for k, v in self.headers.items()}
+            self.answer(200, own.models)
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -78,7 +81,11 @@ def chat_server() -> Iterator[ChatServer]:
             else:
                 text = "".join(WORDS)
                 choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
-                self.answer(200, self.frame("chat.completion", {**choice, "text": text}), **{"X-Upstream": "yes"})
+                self.answer(
+                    200,
+                    self.frame("chat.completion", {**choice, "text": text}),
+                    **{"X-Upstream": "yes", "X-Request-Id": "x-1"},
+                )
 
         def gone(self) -> bool:
             """True when the other side has closed the connection."""

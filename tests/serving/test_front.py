@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from typing import Any
 import httpx2
 import numpy as np
 import openai
+import orjson
 import pytest
 from fastapi.testclient import TestClient
 
@@ -122,6 +124,10 @@ def test_a_request_may_choose_otherwise_than_its_pool(client: openai.OpenAI, ups
     assert upstream.body["messages"] == ASKED
     chat(client, model="gemma", extra_headers={"X-UDR-Pool": "tickets"})
     assert len(upstream.body["messages"]) == 6
+    chat(
+        client, model="gemma@2", extra_headers={"X-UDR-Pool": "tickets"}
+    )  # the name is the LLM server's, whatever it holds
+    assert (upstream.body["model"], len(upstream.body["messages"])) == ("gemma@2", 6)
 
 
 def test_completions_get_the_finished_prompt(client: openai.OpenAI, upstream: ChatServer) -> None:
@@ -136,6 +142,52 @@ def test_completions_get_the_finished_prompt(client: openai.OpenAI, upstream: Ch
 
 def test_models_are_listed_behind_each_pool(client: openai.OpenAI) -> None:
     assert [m.id for m in client.models.list()] == ["gemma", "tickets@gemma"]
+    for name in ("gemma", "tickets@gemma"):
+        found = client.models.retrieve(name)
+        assert (found.id, found.owned_by) == (name, "test")
+    for name in ("gemm", "tickets@gemm", "nothing@gemma", "tickets@"):
+        with pytest.raises(openai.NotFoundError, match="GET /v1/"):
+            client.models.retrieve(name)
+
+
+def test_what_the_llm_server_says_of_its_models_is_kept(address: str, upstream: ChatServer) -> None:
+    odd = {"name": "without an id"}
+    upstream.models = {"object": "list", "first_id": "org/m@1", "data": [{"id": "org/m@1", "root": "/m"}, odd, "odd"]}
+    listed = httpx2.get(f"{address}/v1/models", headers={"accept-encoding": "br"}).json()
+    behind = {"id": "tickets@org/m@1", "root": "/m"}
+    assert listed == {**upstream.models, "data": [*upstream.models["data"], behind]}
+    for name, row in (("org%2Fm@1", listed["data"][0]), ("tickets@org/m@1", behind)):
+        assert httpx2.get(f"{address}/v1/models/{name}").json() == row
+    assert upstream.model_headers["accept-encoding"] == "identity"
+    upstream.models = ["gemma"]
+    refused(httpx2.get(f"{address}/v1/models"), 502, "does not tell its models")
+
+
+def test_headers_go_through_byte_by_byte(address: str, upstream: ChatServer) -> None:
+    body = {"model": "gemma", "messages": ASKED}
+    for value in ("é".encode(), "é".encode("latin-1")):
+        answer = httpx2.post(f"{address}/v1/chat/completions", json=body, headers=[(b"x-thing", value)])
+        assert answer.status_code == 200, answer.text
+        assert upstream.asked[-1][1]["x-thing"].encode("latin-1") == value
+        assert httpx2.get(f"{address}/v1/models", headers=[(b"x-thing", value)]).status_code == 200
+
+
+def test_an_answer_is_asked_for_as_the_caller_would_have_it(address: str, upstream: ChatServer) -> None:
+    with socket.create_connection(address.removeprefix("http://").split(":")) as plain:  # a client that names no coding
+        content = orjson.dumps({"model": "gemma", "messages": ASKED})
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"
+        plain.sendall(head.encode() + content)
+        assert plain.recv(1024).startswith(b"HTTP/1.1 200")
+    assert upstream.asked[-1][1]["accept-encoding"] == "identity"
+    httpx2.post(f"{address}/v1/chat/completions", content=content, headers={"accept-encoding": "gzip"})
+    assert upstream.asked[-1][1]["accept-encoding"] == "gzip"
+
+
+def test_an_answer_bears_one_request_id(address: str, upstream: ChatServer) -> None:
+    own = {"x-request-id": "mine-1"}
+    answer = httpx2.post(f"{address}/v1/chat/completions", json={"model": "gemma", "messages": ASKED}, headers=own)
+    assert answer.headers.get_list("x-request-id") == ["mine-1"]
+    assert upstream.asked[-1][1]["x-request-id"] == "mine-1"
 
 
 def test_embeddings_are_those_that_the_pool_is_searched_with(client: openai.OpenAI, address: str) -> None:
@@ -281,6 +333,9 @@ def test_a_pools_front_is_kept_and_checked(address: str, upstream: ChatServer) -
         refused_plainly(client.put("/v1/pools/tickets/front", json={"k": 0}), 422, "k")
         refused(client.post("/v1/chat/completions", content=b"{"), 422, "not JSON")
         refused(client.post("/v1/chat/completions", content=b"[]"), 422, "not a JSON object")
+        for depth, words in ((300, "cannot be sent on"), (100_000, "not JSON")):
+            deep = b'{"model": "gemma", "messages": ' + b"[" * depth + b"]" * depth + b"}"
+            refused(client.post("/v1/chat/completions", content=deep), 422, words)
 
 
 # -- the pieces
@@ -313,5 +368,7 @@ def test_a_model_is_addressed_behind_a_pool() -> None:
     assert addressed({"model": "a@org/m@1"}) == ("a", "org/m@1")
     assert addressed({"model": "m"}) == ("", "m")
     assert addressed({"model": "m"}, "a") == ("a", "m")
+    assert addressed({"model": "org/m@1"}, "a") == ("a", "org/m@1")
+    assert addressed({"model": "org/m@1"}, "") == ("", "org/m@1")
     with pytest.raises(ConfigError):
         addressed({})
