@@ -14,7 +14,7 @@ import uvicorn
 from anyio.to_thread import run_sync
 from fastapi import FastAPI
 
-from serving.access import Access, parse_rate
+from serving.access import Access, parse_hosts, parse_rate
 from serving.background import Background
 from serving.batching import EncodingWorker
 from serving.catalog import Catalog
@@ -47,7 +47,7 @@ def build_parts(settings: Settings) -> Parts:
         ConfigError: the service could be reached from other machines and asks for no key.
     """
     _refuse_open_door(settings)
-    rate = parse_rate(settings.rate)
+    rate, hosts = parse_rate(settings.rate), parse_hosts(settings.hosts)
     name = packaged_encoder() or "none" if settings.encoder == "auto" else settings.encoder
     dense = None if name == "none" else sentence_encoder(name)
     retrievers = Retrievers(dense, settings.retrievers, precision=settings.query_precision)
@@ -78,7 +78,7 @@ def build_parts(settings: Settings) -> Parts:
         catalog=catalog,
         worker=worker,
         tokenizers=Tokenizers(settings.tokenizers),
-        access=Access(keys, settings.key, rate),
+        access=Access(keys, settings.key, rate, hosts),
         keys=keys,
         answers=answers,
         audit=audit,

@@ -108,6 +108,9 @@ class Gate:
         if "\x00" in request.url.path or b"%00" in request.scope["query_string"]:
             return problem(422, "invalid-request", "the address holds NUL, which no name and no database does")
         access: Access = request.app.state.parts.access
+        told = request.headers
+        if reason := access.from_elsewhere(request.method, told.get("host", ""), told.get("origin")):
+            return problem(403, "forbidden", reason)
         try:
             caller = await access.caller(request.headers.get("authorization"))
         except UDRError as error:

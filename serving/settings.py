@@ -13,7 +13,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from udr.errors import ConfigError
 
-__all__ = ["Settings", "packaged_encoder", "parse_settings"]
+__all__ = ["Settings", "is_loopback", "packaged_encoder", "parse_settings"]
 
 
 class Settings(BaseSettings):
@@ -43,6 +43,11 @@ class Settings(BaseSettings):
     tokenizers: dict[str, str] = Field({}, description="Tokenizers by name, folder or hub name each, as JSON.")
     key: str = Field(
         "", description="The administrator's key, `Authorization: Bearer KEY`; empty: none is asked for, on loopback."
+    )
+    hosts: str = Field(
+        "",
+        description="Names, with commas between, under which a service without a key is asked beside localhost and "
+        "loopback's addresses; requests under others are refused, as are changes by web pages of other sites.",
     )
     rate: str = Field("", description="Requests of one caller to this process, as 100/second; empty: any number.")
     max_pools: int = Field(0, ge=0, description="Pools; 0: any number.")
@@ -89,12 +94,17 @@ class Settings(BaseSettings):
     @property
     def on_loopback(self) -> bool:
         """True where only this machine can reach the service."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(self.host)
+
+
+def is_loopback(host: str) -> bool:
+    """True of a name or address that leads to the machine itself."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def parse_settings(given: dict[str, object]) -> Settings:

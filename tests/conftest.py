@@ -11,6 +11,7 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models are quicker on one thread, and the sums repeat
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a library that asks a hub for a name would wait for an answer
+os.environ.setdefault("UDR_HOSTS", "testserver")  # the name that starlette's test client asks for
 
 import pytest
 from hypothesis import settings

@@ -10,6 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 import serving.access
+from serving.access import parse_hosts
 from serving.app import create_app, serve
 from serving.settings import Settings
 from serving.sql.database import open_database
@@ -153,3 +154,56 @@ def test_a_service_that_others_could_reach_ends_before_it_starts_if_it_has_no_ke
 ) -> None:
     with pytest.raises(ConfigError, match="set UDR_KEY"):
         serve(settings.model_copy(update={"host": "0.0.0.0", "port": 0, "workers": workers}))
+
+
+@pytest.fixture
+def open_door(settings: Settings) -> Iterator[TestClient]:
+    own = settings.model_copy(update={"hosts": "udr.example, [fd00::5]"})
+    with TestClient(create_app(own), base_url="http://127.0.0.1:8000") as client:
+        assert client.post("/v1/pools", json={"name": "open"}).status_code == 201
+        yield client
+
+
+def test_without_a_key_only_names_of_this_machine_are_answered(open_door: TestClient, client: TestClient) -> None:
+    """A page whose name was made to lead to loopback sends that name, whatever it asks for."""
+    ours = ("localhost:8000", "LOCALHOST", "127.0.0.1", "127.8.8.8:80", "[::1]:8000", "udr.example:99", "[fd00::5]:1")
+    for host in ours:
+        assert open_door.get("/v1/pools", headers={"host": host}).status_code == 200, host
+    others = (
+        "evil.example",
+        "127.0.0.1.evil.example",
+        "localhost.evil",
+        "0.0.0.0:8000",
+        "a@127.0.0.1",
+        "[::1",
+        "",
+        "b\xf6s",
+    )
+    for host in others:
+        for path in ("/v1/pools", "/v1/pools/open/export", "/metrics", "/openapi.json"):
+            refused(open_door.get(path, headers={"host": host.encode("latin-1")}), 403, "UDR_HOSTS")
+    assert open_door.get("/livez", headers={"host": "evil.example"}).status_code == 200
+    assert client.get("/v1/pools", headers={**ADMIN, "host": "evil.example"}).status_code == 200
+
+
+def test_without_a_key_no_page_of_another_site_changes_anything(open_door: TestClient, client: TestClient) -> None:
+    new = {"id": "1", "input": "a", "output": "b"}
+    others = ("https://evil.example", "null", "", "http://127.0.0.1:3000", "http://localhost:8000", "file://")
+    for origin in others:
+        told = {"origin": origin}
+        refused(open_door.post("/v1/pools/open/demonstrations", json=ROW, headers=told), 403, "another site")
+        refused(open_door.put("/v1/pools/open/demonstrations/1", json=new, headers=told), 403, "another site")
+        refused(open_door.delete("/v1/pools/open", headers=told), 403, "another site")
+        assert open_door.get("/v1/pools", headers=told).status_code == 200  # which no browser hands to that page
+    assert open_door.get("/v1/pools/open").json()["demonstrations"] == 0
+    for told in ({}, {"origin": "http://127.0.0.1:8000"}, {"origin": "https://udr.example"}):
+        assert open_door.put("/v1/pools/open/demonstrations/1", json=new, headers=told).status_code == 200
+    told = {**ADMIN, "origin": "https://evil.example"}
+    assert client.put("/v1/pools/open/demonstrations/1", json=new, headers=told).status_code == 200
+
+
+@pytest.mark.parametrize("text", ["http://udr.example", "udr.example:80", "a b", "udr.example/x"])
+def test_hosts_are_names_alone(text: str) -> None:
+    with pytest.raises(ConfigError, match="without ports"):
+        parse_hosts(text)
+    assert parse_hosts(" UDR.example,,[::2]") == {"udr.example", "::2"}
