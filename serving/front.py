@@ -82,10 +82,10 @@ def front_of(kept: Mapping[str, Any] | None, own: Any) -> FrontBody:
 
 
 def chat_query(body: dict[str, Any]) -> str:
-    """The text of the last user's turn.
+    """The text of the last user's turn; "" where it shows or plays something and says nothing.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: no turn of a user holds anything.
     """
     return _text(_messages(body)[_last_user(_messages(body))])
 
@@ -144,9 +144,11 @@ def _messages(body: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _last_user(messages: Sequence[dict[str, Any]]) -> int:
-    found = [i for i, m in enumerate(messages) if m.get("role") == "user" and (_text(m) or _speaks(m))]
+    found = [i for i, m in enumerate(messages) if m.get("role") == "user" and (_text(m) or _shows(m))]
     if not found:
-        raise ConfigError("messages: none of a user with text, so there is nothing to retrieve for")
+        raise ConfigError(
+            "messages: none of a user with text, a picture or a sound, so there is nothing to retrieve for"
+        )
     return found[-1]
 
 
@@ -158,9 +160,11 @@ def _text(message: dict[str, Any]) -> str:
     return "\n".join(p["text"] for p in parts if isinstance(p, dict) and isinstance(p.get("text"), str))
 
 
-def _speaks(message: dict[str, Any]) -> bool:
+def _shows(message: dict[str, Any]) -> bool:
+    """True where it holds a picture, clip or sound, wherever that is."""
     content = message.get("content")
-    return isinstance(content, list) and any(isinstance(p, dict) and "input_audio" in p for p in content)
+    parts = [p for p in content if isinstance(p, dict)] if isinstance(content, list) else []
+    return any(isinstance(uri, str) for part in parts for _, uri in _embedded(part))
 
 
 def _with_text(message: dict[str, Any], text: str) -> dict[str, Any]:
@@ -175,7 +179,7 @@ def _with_text(message: dict[str, Any], text: str) -> dict[str, Any]:
         elif not placed:
             parts.append({**part, "text": text})
             placed = True
-    if not placed:  # a turn that is a sound alone
+    if not placed:  # a turn that is a picture or a sound alone
         parts.append({"type": "text", "text": text})
     return {**message, "content": parts}
 

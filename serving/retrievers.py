@@ -64,8 +64,9 @@ class PoolEncoder:
     def reads_texts_alone(self) -> bool:
         """True where a picture, clip or sound would be passed over."""
         from udr.encoder import BiEncoder
+        from udr.onnx_encoder import OnnxEncoder
 
-        return isinstance(self.encoder, BiEncoder | FakeEncoder | MixedEncoder)
+        return isinstance(self.encoder, BiEncoder | OnnxEncoder | FakeEncoder | MixedEncoder)
 
     @property
     def instruction(self) -> str:

@@ -207,9 +207,30 @@ async def _forward(
 async def _prompts(
     parts: Parts, caller: Caller, pool: Pool, front: FrontBody, queries: Sequence[QueryBody | str]
 ) -> list[Prompt]:
+    for query in queries:
+        if isinstance(query, QueryBody) and not query.input.strip():
+            await run_sync(_check_wordless, parts, pool, front.retriever, query)
     choice = front.model_dump(include=set(RetrieveBody.model_fields))
     asked = RetrieveBody(pool=pool.row.name, queries=list(queries), **choice)
     return await retrieve(asked, parts, caller, SPARES * front.k, lambda made: fit(front, parts, made), pool)
+
+
+def _check_wordless(parts: Parts, pool: Pool, retriever: str, query: QueryBody) -> None:
+    """A turn without words is retrieved for by what it shows or plays, where the retriever reads such things.
+
+    Raises:
+        ConfigError: there is nothing that the retriever could read.
+    """
+    if not query.media:
+        raise ConfigError(
+            "messages: the last user's holds no text and no picture, clip or sound as a data-URI to retrieve for"
+        )
+    ranking = parts.catalog.rank_by(pool, retriever)
+    if ranking.encoding is None or ranking.encoding.encoder.reads_texts_alone:
+        raise ConfigError(
+            f"messages: the last user's holds no text, and {ranking.name} reads texts alone; write some, "
+            f"or send it without pool {pool.row.name!r}"
+        )
 
 
 def _told(pool: Pool, prompts: Sequence[Prompt]) -> list[tuple[bytes, bytes]]:

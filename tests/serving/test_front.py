@@ -58,6 +58,11 @@ def client(address: str) -> Iterator[openai.OpenAI]:
         yield client
 
 
+def shown(uri: str) -> dict[str, Any]:
+    """A user's turn that is a picture alone."""
+    return {"role": "user", "content": [{"type": "image_url", "image_url": {"url": uri}}]}
+
+
 def refused(answer: Any, status: int, words: str) -> None:
     """An error as clients of the OpenAI API read it."""
     assert answer.status_code == status, answer.text
@@ -304,6 +309,11 @@ def test_a_key_of_this_service_never_reaches_the_llm_server(tmp_path: Path, upst
         ({"messages": "hello"}, "list of messages"),
         ({"messages": []}, "none of a user"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "none of a user"),
+        ({"messages": [*ASKED, shown("data:image/png;base64,AAAA")]}, "no text, and dense reads texts alone"),
+        (
+            {"messages": [*ASKED, shown("http://127.0.0.1/a.png")]},
+            "no text and no picture, clip or sound as a data-URI",
+        ),
         ({"udr": {"style": "song"}}, "udr.style"),
         ({"udr": {"colour": 1}}, "udr.colour"),
         ({"udr": 3}, "object of settings"),

@@ -118,6 +118,24 @@ def test_a_prompt_for_chats_shows_the_pictures(client: TestClient, upstream: Cha
     assert shown[2]["content"] == content
 
 
+@pytest.mark.parametrize("front", [{}, {"style": "text"}, {"retriever": "hybrid"}])
+def test_a_turn_that_is_a_picture_alone_is_retrieved_for_by_it(
+    client: TestClient, upstream: ChatServer, front: dict[str, Any]
+) -> None:
+    alone = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": uri(4)}}]}
+    before = [{"role": "user", "content": "What is this?"}, {"role": "assistant", "content": "Show me."}]
+    chat = {"model": "things@lm", "messages": [*before, alone], "udr": {"k": 1, **front}}
+    answer = client.post("/v1/chat/completions", json=chat)
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["x-udr-demonstrations"] == "p4"
+    last = upstream.body["messages"][-1]["content"]
+    assert last[0] == alone["content"][0]  # type: ignore[index]
+    assert [p["type"] for p in last[1:]] == (["text"] if front.get("style") else [])
+    answer = client.post("/v1/chat/completions", json={**chat, "udr": {"retriever": "bm25"}})
+    assert answer.status_code == 422
+    assert "bm25 reads texts alone" in answer.json()["error"]["message"]
+
+
 def test_what_is_no_picture_is_refused_and_an_address_is_not_fetched(client: TestClient) -> None:
     def told(media: list[dict[str, str]], status: int, words: str) -> None:
         body = {"pool": "things", "queries": [{"input": "What is this?", "media": media}]}

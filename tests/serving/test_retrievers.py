@@ -29,6 +29,7 @@ def test_queries_are_encoded_in_int8_where_that_is_quicker(
     assert (np.abs(found - exact).max() == 0) == (quick == "float32")
     assert (found * exact).sum(1).min() > 0.9  # near its place
     assert "int8" not in encoder.fingerprint  # the index is the exact encoder's
+    assert encoder.reads_texts_alone
 
 
 def test_an_unknown_retriever_lists_the_near_ones() -> None:
