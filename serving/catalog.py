@@ -23,7 +23,7 @@ from serving.pool_index import Encoding, Lexical, fuse
 from serving.retrievers import DENSE, PoolEncoder, Retrievers
 from serving.sql.rows import EncodingRow, PoolRow, Stored, Written
 from serving.sql.store import Clash, RetrieverChanged, Store
-from udr.errors import ConfigError, ConflictError, DataError, UDRError, UnknownNameError
+from udr.errors import ConfigError, ConflictError, DataError, StoreUnavailable, UDRError, UnknownNameError
 from udr.filters import Codebook, Condition
 from udr.retriever import Retrieved
 from udr.tasks.spec import TaskSpec
@@ -224,8 +224,14 @@ class Catalog:
 
     def complete(self, pool: Pool, tell: Callable[[int], None]) -> None:
         """Encode whatever of a pool has no vector yet; `tell` hears how many more are done."""
-        for encoding in self._kept(pool):
-            self._fill(pool, encoding, tell)
+        while True:
+            try:
+                for encoding in self._kept(pool):
+                    self._fill(pool, encoding, tell)
+            except RetrieverChanged:  # while it was filled
+                pool = self.pool_of(pool.row.id)
+            else:
+                return
 
     def _kept(self, pool: Pool) -> list[Encoding]:
         """The encodings that writes keep complete: the one that answers, and the one before it while it can be had."""
@@ -233,8 +239,10 @@ class Catalog:
         if pool.row.previous:
             try:
                 found.append(self._encoding(pool, pool.row.previous))
+            except StoreUnavailable:
+                raise
             except UDRError:  # the service has its retriever no longer
-                self.store.forget_previous(pool.row.id)
+                self.store.forget_previous(pool.row.id, pool.row.previous)
         return found
 
     # -- retrieval
@@ -256,9 +264,10 @@ class Catalog:
         if active and retriever in ("", HYBRID):
             encoding = self._encoding(pool, active)
             return Ranking(retriever or encoding.row.retriever, encoding, retriever == HYBRID)
-        for row in self.store.encodings(pool.row.id):
-            if row.retriever == retriever and row.id in (active, pool.row.previous):
-                return Ranking(retriever, self._encoding(pool, row.id), False)
+        named = {row.id for row in self.store.encodings(pool.row.id) if row.retriever == retriever}
+        for number in (active, pool.row.previous):  # both, where a retriever's files were replaced
+            if number in named:
+                return Ranking(retriever, self._encoding(pool, number), False)
         if retriever in self.retrievers.names:
             raise ConflictError(
                 f"pool {pool.row.name!r} is not encoded under {retriever!r}; "

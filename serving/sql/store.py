@@ -170,14 +170,15 @@ class Store:
             ConflictError: an id stands for something else and the clash is refused.
             QuotaExceeded: the pool would hold too many.
             RetrieverChanged: `vectors` lack those of an encoding that the pool keeps (not asked of a job, which
-                completes them afterwards).
+                completes them afterwards), or are of one that was dropped.
             NotFoundError: the pool was deleted meanwhile.
             JobLost: the job is not this process's any more.
         """
         keys = [d.id for d in demonstrations]
         with self._write() as c:
             row = lock(c, pool_id)
-            if step is None and {row.active, row.previous} - {None} - vectors.keys():
+            dropped = vectors.keys() - _encodings(c, pool_id) if vectors else ()
+            if dropped or (step is None and {row.active, row.previous} - {None} - vectors.keys()):
                 raise RetrieverChanged("the pool was switched to another retriever meanwhile; write again")
             there = known(c, pool_id, keys)
             unlike = [i for i, d in enumerate(demonstrations) if there.get(d.id, (0, ""))[1] != hash_of(d)]
@@ -291,12 +292,13 @@ class Store:
         """Store vectors (m, d) of demonstrations that are there still and have none under this encoding.
 
         Raises:
-            NotFoundError: the pool was deleted, or the encoding dropped.
+            RetrieverChanged: the encoding was dropped.
+            NotFoundError: the pool was deleted.
         """
         with self._write() as c:
             seq = lock(c, pool_id).seq
-            if c.execute(sa.select(encoding.c.id).where(encoding.c.id == encoding_id)).first() is None:
-                raise NotFoundError("the pool was switched to yet another retriever meanwhile")
+            if encoding_id not in _encodings(c, pool_id):
+                raise RetrieverChanged("the pool was switched to yet another retriever meanwhile")
             there: set[int] = set()
             for some in portions(rows):
                 own = embedding.c.encoding_id == encoding_id
@@ -312,9 +314,15 @@ class Store:
         """Let an encoding answer, if every demonstration has its vector: True, or False with nothing changed.
 
         The one that answered is kept beside it for a roll-back; all others are dropped.
+
+        Raises:
+            ConflictError: the encoding was dropped.
+            NotFoundError: the pool was deleted.
         """
         with self._write() as c:
             row = lock(c, pool_id)
+            if encoding_id not in _encodings(c, pool_id):
+                raise ConflictError(f"pool {row.name!r} was switched meanwhile; ask again")
             vectors = sa.select(sa.func.count()).where(embedding.c.encoding_id == encoding_id)
             if c.execute(vectors).scalar_one() < row.size:
                 return False
@@ -330,12 +338,12 @@ class Store:
                 record(c, "pool.switch", row.name, retriever=retriever)
             return True
 
-    def forget_previous(self, pool_id: int) -> None:
-        """Drop the encoding that answered before."""
+    def forget_previous(self, pool_id: int, encoding_id: int) -> None:
+        """Drop the encoding that answered before, if it is still this one and no switch or roll-back came between."""
         with self._write() as c:
-            row = lock(c, pool_id)
-            c.execute(sa.update(pool).where(pool.c.id == pool_id).values(previous=None))
-            c.execute(sa.delete(encoding).where(encoding.c.id == row.previous))
+            if lock(c, pool_id).previous == encoding_id:
+                c.execute(sa.update(pool).where(pool.c.id == pool_id).values(previous=None))
+                c.execute(sa.delete(encoding).where(encoding.c.id == encoding_id))
 
     def changes(self, pool_id: int, encoding_id: int, dim: int, after: int, limit: int = _CHANGES) -> Changes:
         """What was written under an encoding since `after`: all of it, or as many whole writes as make `limit` rows.
@@ -375,3 +383,8 @@ class Store:
             total = sa.func.coalesce(sa.func.sum(embedding.c.demonstration_id), 0)
             count, ids = c.execute(sa.select(sa.func.count(), total).where(own)).one()
         return int(count), int(ids)
+
+
+def _encodings(c: sa.Connection, pool_id: int) -> set[int]:
+    """The numbers of a pool's encodings."""
+    return set(c.execute(sa.select(encoding.c.id).where(encoding.c.pool_id == pool_id)).scalars())
