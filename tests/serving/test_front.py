@@ -180,7 +180,7 @@ def test_headers_go_through_byte_by_byte(address: str, upstream: ChatServer) -> 
 def test_an_answer_is_asked_for_as_the_caller_would_have_it(address: str, upstream: ChatServer) -> None:
     with socket.create_connection(address.removeprefix("http://").split(":")) as plain:  # a client that names no coding
         content = orjson.dumps({"model": "gemma", "messages": ASKED})
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n"
         plain.sendall(head.encode() + content)
         assert plain.recv(1024).startswith(b"HTTP/1.1 200")
     assert upstream.asked[-1][1]["accept-encoding"] == "identity"
