@@ -20,7 +20,7 @@ from embed.backbones import build_backbone
 from embed.folders import WEIGHTS, save_folder, shape_of
 from embed.media import open_picture, pixels_of
 from embed.quantizer import Quantised, Quantizer
-from embed.towers import AudioTower, FrozenTower, ImageTower, TextTower, grams_of
+from embed.towers import AudioTower, FrozenTower, ImageTower, TextTower, grams_of, words_of
 from udr.artifacts import fingerprint_files, read_json
 from udr.devices import choose_device
 from udr.errors import ArtifactError, ConfigError, DataError, FingerprintMismatch
@@ -172,6 +172,17 @@ class CrossModalEncoder:
     def tokens_cut(self, texts: Sequence[Query | Demonstration], instruction: str = "") -> list[int]:
         """Not counted: captions are short."""
         return [0] * len(texts)
+
+    def tokens_read(self, queries: Sequence[Query], instruction: str = "") -> list[int]:
+        """Words of each query that is a text (n,), or the tokens of the encoder that reads texts; 0 of others."""
+        found = [0] * len(queries)
+        told = [i for i, query in enumerate(queries) if modality_of(query) == "text"]
+        texts = [queries[i] for i in told]
+        reader = self.frozen.get("text")
+        read = reader.tokens_read(texts) if reader else [len(words_of(query.input)) for query in texts]
+        for i, count in zip(told, read, strict=True):
+            found[i] = count
+        return found
 
     @torch.inference_mode()
     def code_probabilities(self, queries: Sequence[Query], blank: bool = False) -> list[FloatArray]:

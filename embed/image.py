@@ -79,6 +79,10 @@ class PictureEncoder(ABC):
         """Nothing of a picture is left out."""
         return [0] * len(texts)
 
+    def tokens_read(self, queries: Sequence[Query], instruction: str = "") -> list[int]:
+        """None: no text is read."""
+        return [0] * len(queries)
+
 
 class ImageEncoder(PictureEncoder):
     """Vectors of length 1 of pictures; a text beside them is not read, and a demonstration is its picture."""

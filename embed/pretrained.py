@@ -42,6 +42,10 @@ class VisionModelEncoder:
         """Nothing of a picture is left out."""
         return [0] * len(texts)
 
+    def tokens_read(self, queries: Sequence[Query], instruction: str = "") -> list[int]:
+        """None: no text is read."""
+        return [0] * len(queries)
+
     def _encode(self, pictures: Sequence[Image.Image]) -> FloatArray:
         inputs = self.processor(images=list(pictures), return_tensors="pt").to(self.model.device)
         with torch.inference_mode():
@@ -99,6 +103,11 @@ class SentenceTransformerEncoder:
     def tokens_cut(self, texts: Sequence[Query | Demonstration], instruction: str = "") -> list[int]:
         """Not known: sentence-transformers does not tell."""
         return [0] * len(texts)
+
+    def tokens_read(self, queries: Sequence[Query], instruction: str = "") -> list[int]:
+        """Tokens of each query's text (n,), as far as the model reads it; 0 of a picture."""
+        split = getattr(self.model, "preprocess", self.model.tokenize)  # its name from version 6 on
+        return [0 if query.media else split([query.input])["input_ids"].numel() for query in queries]
 
 
 def load_vision_model(name: str, device: str = "auto") -> VisionModelEncoder:

@@ -85,6 +85,10 @@ class VideoEncoder:
         """No text is read, so none is cut."""
         return [0] * len(texts)
 
+    def tokens_read(self, queries: Sequence[Query], instruction: str = "") -> list[int]:
+        """None: no text is read."""
+        return [0] * len(queries)
+
     def encode_video(self, source: Path | bytes | Media, where: str = "") -> FloatArray:
         """The vector of one video, float32 (d,).
 

@@ -89,6 +89,10 @@ class PoolEncoder:
         read = [for_encoder(self.spec, [t])[0] if isinstance(t, Demonstration) else t for t in texts]
         return self.encoder.tokens_cut(read, self.instruction)
 
+    def tokens_read(self, queries: Sequence[Query]) -> list[int]:
+        """Tokens of each query (n,) that the encoder reads; 0 of pictures, clips and sounds."""
+        return self.encoder.tokens_read(queries, self.instruction)
+
 
 class Retrievers:
     """Encoders by name: `dense`, and one for each retriever folder; each is loaded when it is first asked for.

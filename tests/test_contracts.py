@@ -51,6 +51,15 @@ def test_an_encoder_gives_a_finite_float32_vector_a_text(encoder: Encoder, instr
         assert not np.allclose(vectors[0], vectors[1], atol=1e-3)
 
 
+@pytest.mark.parametrize("instruction", ["", "Sentiment of the sentence:"])
+def test_an_encoder_counts_the_tokens_that_it_reads(encoder: Encoder, instruction: str) -> None:
+    found = encoder.tokens_read(QUERIES, instruction)
+    assert found == [encoder.tokens_read([query], instruction)[0] for query in QUERIES]
+    nothing = found[2]  # what is read of an empty text: its frame, and the instruction
+    assert nothing <= found[1] < found[0] < found[3]
+    assert encoder.tokens_read([]) == []
+
+
 def test_an_encoder_gives_the_same_vector_alone_in_a_batch_and_again(encoder: Encoder) -> None:
     queries = encoder.encode_queries(QUERIES, "Topic:")
     demonstrations = encoder.encode_demonstrations(DEMONSTRATIONS, "Topic:")

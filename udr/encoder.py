@@ -133,6 +133,10 @@ class BiEncoder(nn.Module):
             cut[i] = sum(len(ids) for ids in self._ids([text.input, *(outputs or ())])) - kept
         return cut
 
+    def tokens_read(self, queries: Sequence[Query], instruction: str = "") -> list[int]:
+        """Tokens of each query (n,) that the tower reads, its frame and the instruction among them."""
+        return [len(ids) for ids in self.query_ids(queries, instruction)]
+
     def _compose(self, inputs: list[str], outputs: list[str] | None, instruction: str) -> list[list[int]]:
         if not inputs:
             return []

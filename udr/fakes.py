@@ -68,6 +68,11 @@ class FakeEncoder:
         """It reads everything."""
         return [0] * len(texts)
 
+    def tokens_read(self, queries: Sequence[Query], instruction: str = "") -> list[int]:
+        """Words of each query (n,), and of the instruction where it is read."""
+        head = len(words(instruction)) if self.reads_instruction else 0
+        return [head + len(words(q.input)) for q in queries]
+
     def _encode(self, rows: Sequence[tuple[str, tuple[Media, ...]]], instruction: str) -> FloatArray:
         vectors = np.zeros((len(rows), self._dim), dtype=np.float32)
         head = words(instruction) if self.reads_instruction else []

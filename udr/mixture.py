@@ -61,6 +61,11 @@ class MixedEncoder:
         both = self.trained.tokens_cut(texts, instruction), self.untrained.tokens_cut(inputs)
         return [max(pair) for pair in zip(*both, strict=True)]
 
+    def tokens_read(self, queries: Sequence[Query], instruction: str = "") -> list[int]:
+        """Tokens of each query (n,) that both encoders read."""
+        both = self.trained.tokens_read(queries, instruction), self.untrained.tokens_read(queries)
+        return [sum(pair) for pair in zip(*both, strict=True)]
+
     def join(self, trained: FloatArray, untrained: FloatArray) -> FloatArray:
         """Put vectors of the same texts side by side."""
         joined: FloatArray = np.hstack([np.sqrt(self.a) * trained, np.sqrt(self.b) * untrained]).astype(np.float32)

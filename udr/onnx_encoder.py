@@ -76,6 +76,10 @@ class OnnxEncoder:
         """Tokens of each text (n,) that are left out because it is too long."""
         return self._encoder.tokens_cut(texts, instruction)
 
+    def tokens_read(self, queries: Sequence[Query], instruction: str = "") -> list[int]:
+        """Tokens of each query (n,) that the tower reads, its frame and the instruction among them."""
+        return self._encoder.tokens_read(queries, instruction)
+
     def _encode(self, ids: Sequence[Sequence[int]], session: Any) -> FloatArray:
         vectors = np.empty((len(ids), self.dim), dtype=np.float32)
         for batch in length_batches(ids, PADDED_TOKENS[0], PADDING[0]):

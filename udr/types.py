@@ -200,6 +200,7 @@ class Encoder(Protocol):
     def tokens_cut(
         self, texts: Sequence[Query | Demonstration], instruction: str = ""
     ) -> list[int]: ...  # (n,) of each text, left out because it is too long
+    def tokens_read(self, queries: Sequence[Query], instruction: str = "") -> list[int]: ...  # (n,) 0: no text is read
 
 
 @runtime_checkable

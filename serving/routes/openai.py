@@ -145,7 +145,9 @@ async def embed(body: EmbeddingsBody, parts: Service, caller: By) -> Response:
         }
         for i, v in enumerate(raw)
     ]
-    whole: dict[str, Any] = {"object": "list", "model": body.model, "data": data}
+    tokens = sum(await run_sync(encoder.tokens_read, queries))
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    whole: dict[str, Any] = {"object": "list", "model": body.model, "data": data, "usage": usage}
     if any(cut):
         whole["tokens_cut"] = cut
     return Response(orjson.dumps(whole), media_type="application/json")

@@ -66,6 +66,7 @@ def test_any_query_has_a_unit_vector_that_is_the_same_alone_in_a_batch_and_again
     assert np.linalg.norm(vectors[:, None] - vectors[None], axis=2)[~np.eye(len(QUERIES), dtype=bool)].min() > 1e-3
     assert encoder.encode_queries([]).shape == (0, 20)
     assert encoder.tokens_cut(QUERIES) == [0] * len(QUERIES)
+    assert encoder.tokens_read(QUERIES) == [2, 0, 0, 17, 0, 0, 1]
 
 
 def test_a_demonstration_is_what_it_shows_or_says(encoder: Encoder) -> None:

@@ -143,7 +143,7 @@ def test_an_image_encoder_gives_a_unit_vector_a_picture_alone_in_a_batch_and_aga
     np.testing.assert_allclose(encoder.encode_queries(QUERIES[2:3])[0], vectors[2], atol=1e-5)
     np.testing.assert_array_equal(encoder.encode_queries(QUERIES), vectors)
     assert encoder.encode_queries([]).shape == (0, encoder.dim)
-    assert encoder.tokens_cut(QUERIES) == [0] * 5
+    assert encoder.tokens_cut(QUERIES) == encoder.tokens_read(QUERIES) == [0] * 5
 
 
 def test_more_pictures_than_go_at_once_keep_their_order(encoder: Encoder) -> None:
@@ -169,6 +169,9 @@ def test_a_query_without_a_picture_is_named(encoder: Encoder) -> None:
     if not isinstance(encoder, SentenceTransformerEncoder):  # which may read texts as well
         with pytest.raises(DataError, match="q7: no picture"):
             encoder.encode_queries([Query("q7", "words alone")])
+    else:
+        counts = encoder.tokens_read([Query("", text) for text in ("r", "red", "red " * 500)])
+        assert 0 < counts[0] < counts[1] < counts[2] < 500  # it is cut
     with pytest.raises(DataError, match="q8: no picture of a known format"):
         encoder.encode_queries([Query("q8", "", media=(Media("image", data=b"none"),))])
 

@@ -96,7 +96,7 @@ def test_a_video_encoder_gives_a_unit_vector_a_video_alone_in_a_batch_and_again(
     np.testing.assert_allclose(encoder.encode_demonstrations(demonstrations), vectors, atol=1e-6)
     np.testing.assert_allclose(encoder.encode_queries(QUERIES[2:3])[0], vectors[2], atol=1e-5)
     assert encoder.encode_queries([]).shape == (0, encoder.dim)
-    assert encoder.tokens_cut(QUERIES) == [0] * 5
+    assert encoder.tokens_cut(QUERIES) == encoder.tokens_read(QUERIES) == [0] * 5
 
 
 def test_a_query_without_a_video_or_with_one_that_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -200,6 +200,8 @@ def test_embeddings_are_those_that_the_pool_is_searched_with(client: openai.Open
     floats = client.embeddings.create(model="dense", input=texts, encoding_format="float").data
     packed = client.embeddings.create(model="tickets@", input=texts).data  # the client asks for base64
     assert np.allclose([e.embedding for e in floats], [e.embedding for e in packed])
+    used = client.embeddings.create(model="dense", input=texts).usage
+    assert (used.prompt_tokens, used.total_tokens) == (7, 7)  # words, as the encoder counts
     raw = httpx2.post(f"{address}/v1/embeddings", json={"model": "dense", "input": "a", "encoding_format": "base64"})
     own = np.frombuffer(base64.b64decode(raw.json()["data"][0]["embedding"]), "<f4")
     assert np.allclose(

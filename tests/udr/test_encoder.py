@@ -143,6 +143,7 @@ def test_no_sequence_is_too_long_and_the_input_is_cut_before_the_answer(
     whole = [lengths[1] + len(joy) * lengths[2], lengths[1]]
     left = [n - (len(made) - 2 - head) for n, made in zip(whole, (ids, query), strict=True)]
     assert cut.tokens_cut(both, instruction) == left
+    assert cut.tokens_read([Query("1", text)], instruction) == [len(query)]
 
 
 def test_the_answer_is_never_cut_by_a_long_input(encoder: BiEncoder) -> None:

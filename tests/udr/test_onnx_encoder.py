@@ -35,6 +35,7 @@ def test_vectors_are_those_of_torch(request: pytest.FixtureRequest, folder: str,
         wanted = own.encode_demonstrations(SOLVED, instruction)
         np.testing.assert_allclose(made.encode_demonstrations(SOLVED, instruction), wanted, atol=1e-5)
         assert made.tokens_cut(QUERIES, instruction) == own.tokens_cut(QUERIES, instruction)
+        assert made.tokens_read(QUERIES, instruction) == own.tokens_read(QUERIES, instruction)
     assert made.encode_queries([]).shape == (0, own.dim)
 
 
