@@ -14,6 +14,7 @@ from serving.access import Access, Caller
 from serving.background import Background
 from serving.batching import EncodingWorker
 from serving.catalog import Catalog, Pool
+from serving.schemas import is_text
 from serving.settings import Settings
 from serving.sql.audit import AuditLog
 from serving.sql.database import Database
@@ -74,9 +75,9 @@ def visible(caller: Caller, name: str) -> str:
     """The name of a pool that the caller may touch; others are not there, so that nobody learns of them.
 
     Raises:
-        NotFoundError: it may not.
+        NotFoundError: it may not, or no pool can have that name.
     """
-    if not caller.sees(name):
+    if not is_text(name) or not caller.sees(name):
         raise NotFoundError(f"no pool {name!r}; GET /v1/pools lists them")
     return name
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import ValidationError
 
-from serving.schemas import FrontBody, MediaBody
+from serving.schemas import NO_TEXT, FrontBody, MediaBody, is_text
 from udr.errors import ConfigError
 from udr.prompt import as_messages
 from udr.tasks.spec import TaskSpec
@@ -85,9 +85,12 @@ def chat_query(body: dict[str, Any]) -> str:
     """The text of the last user's turn; "" where it shows or plays something and says nothing.
 
     Raises:
-        ConfigError: no turn of a user holds anything.
+        ConfigError: no turn of a user holds anything, or its text cannot be read.
     """
-    return _text(_messages(body)[_last_user(_messages(body))])
+    text = _text(_messages(body)[_last_user(_messages(body))])
+    if not is_text(text):
+        raise ConfigError(f"messages: {NO_TEXT}")
+    return text
 
 
 def chat_media(body: dict[str, Any]) -> list[MediaBody]:
@@ -197,6 +200,8 @@ def completion_queries(body: dict[str, Any]) -> list[str]:
     prompts = [prompt] if isinstance(prompt, str) else prompt
     if not isinstance(prompts, list) or not prompts or not all(isinstance(p, str) for p in prompts):
         raise ConfigError("prompt: expected a text or a list of texts; token ids have no demonstrations")
+    if not all(map(is_text, prompts)):
+        raise ConfigError(f"prompt: {NO_TEXT}")
     return prompts
 
 

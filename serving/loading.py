@@ -145,19 +145,17 @@ def _plain(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_demonstration(d: Demonstration, where: str, limit: int) -> None:
-    """Refuse texts that no store keeps and no encoder reads."""
+    """Refuse texts that are too long."""
     for text in (d.id, d.input, d.output, *d.choices, *d.references, *d.metadata, *d.metadata.values()):
         check_text(text, where, limit)
 
 
 def check_text(text: str, where: str, limit: int) -> None:
-    """Refuse what no store keeps and no encoder reads.
+    """Refuse a text that is too long.
 
     Raises:
-        DataError: too long, or not Unicode text (names the place in the request).
+        DataError: it is (names the place in the request).
     """
-    at = f"{where}: " if where else ""
     if len(text) > limit:
+        at = f"{where}: " if where else ""
         raise DataError(f"{at}a text of {len(text)} characters; the limit is {limit}")
-    if "\x00" in text or any("\ud800" <= c <= "\udfff" for c in text):
-        raise DataError(f"{at}a text holds NUL or half a surrogate pair")

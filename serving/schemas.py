@@ -6,23 +6,25 @@ import time
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
+import orjson
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints, field_validator, model_validator
 
 from serving.choosing import PassedOver
 from serving.sql.feedback import FeedbackRow
 from serving.sql.jobs import COUNTS, JobRow
 from serving.sql.keys import Role
-from udr.errors import DataError
+from udr.errors import ConfigError, DataError
 from udr.filters import as_text, parse_filter
 from udr.outcomes import Outcome
 from udr.retriever import Retrieved
 from udr.selection import ORDERS, SELECTIONS
-from udr.types import LONGEST_ADDRESS, Demonstration, Media, Prompt, Query
+from udr.types import LARGEST, LONGEST_ADDRESS, Demonstration, Media, Prompt, Query
 
 __all__ = [
     "KEY_PATTERN",
     "LONGEST_KEY",
     "MOST_METADATA",
+    "NO_TEXT",
     "AddBody",
     "Body",
     "DemonstrationBody",
@@ -40,6 +42,7 @@ __all__ = [
     "SwitchBody",
     "demonstration_json",
     "feedback_json",
+    "is_text",
     "job_json",
     "passed_over_json",
     "prompt_json",
@@ -48,14 +51,40 @@ __all__ = [
 
 KEY_PATTERN, LONGEST_KEY = r"^[^\x00-\x1f\x7f]+$", 512
 MOST_METADATA = 64  # keys of a demonstration
+NO_TEXT = "a text holds NUL or half a surrogate pair"
 Key = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_KEY, pattern=KEY_PATTERN)]
 MetadataValue = StrictBool | int | float | str
 
 
 class Body(BaseModel):
-    """A JSON object that refuses fields it does not know."""
+    """A JSON object that refuses fields it does not know, and texts that no store keeps and no encoder reads."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _texts_can_be_kept(cls, value: Any) -> Any:
+        waiting = [("", value)]
+        while waiting:
+            place, one = waiting.pop()
+            if isinstance(one, str):
+                if not is_text(one):
+                    raise ValueError(f"{place}{NO_TEXT}")
+            elif isinstance(one, list):
+                waiting += [(f"{place}{i}: ", part) for i, part in enumerate(one)]
+            elif isinstance(one, dict):
+                waiting += [(f"{place}{key}: ", part) for key, part in one.items()]
+                waiting += [(place, key) for key in one]  # looked at first, for the places are made of them
+        return value
+
+
+def is_text(text: str) -> bool:
+    """False for what UTF-8 or PostgreSQL cannot hold: half a surrogate pair, NUL."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\x00" not in text
 
 
 _ADDRESS = 4096  # characters of an address at most; data-URIs hold the bytes themselves
@@ -168,8 +197,8 @@ class FittedBody(ChoiceBody):
     """How demonstrations are chosen, and how much of them fits the prompt."""
 
     tokenizer: str = Field("bytes", description="Whose tokens the budget counts; bytes: no more tokens than that.")
-    budget: int = Field(2048, ge=1, description="Tokens of the prompt and of `reserve`.")
-    reserve: int = Field(0, ge=0, description="Tokens kept for the answer.")
+    budget: int = Field(2048, ge=1, le=LARGEST, description="Tokens of the prompt and of `reserve`.")
+    reserve: int = Field(0, ge=0, le=LARGEST, description="Tokens kept for the answer.")
     order: Literal[tuple(ORDERS)] = "ascending"  # type: ignore[valid-type]
 
 
@@ -197,16 +226,26 @@ class FrontBody(FittedBody):
     style: Literal["turns", "text"] = Field(
         "turns", description="turns: each demonstration is a turn of the chat; text: all stand in the user's message."
     )
-    budget: int = Field(8192, ge=1, description="Tokens of demonstrations and query together, and of `reserve`.")
+    budget: int = Field(
+        8192,
+        ge=1,
+        le=LARGEST,
+        description="Tokens of demonstrations and query together, and of `reserve`.",
+    )
 
     def checked(self) -> dict[str, Any]:
         """What was stated of it, to be kept with a pool.
 
         Raises:
-            ConfigError: conditions that no metadata can meet.
+            ConfigError: conditions that no metadata can meet, or that cannot be kept.
         """
         parse_filter(self.where)
-        return self.model_dump(mode="json", exclude_unset=True)
+        stated = self.model_dump(mode="json", exclude_unset=True)
+        try:
+            orjson.dumps(stated)
+        except TypeError:
+            raise ConfigError("where: a number of more than 64 bits; put it in quotes") from None
+        return stated
 
 
 class PoolBody(Body):

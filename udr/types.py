@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "LARGEST",
     "LONGEST_ADDRESS",
     "Candidate",
     "CandidateList",
@@ -59,6 +60,8 @@ def _digest(*parts: str) -> str:
         h.update(raw)
     return h.hexdigest()
 
+
+LARGEST = 2**53  # whole numbers up to this one are the same in every program that reads JSON
 
 # characters of a data-URI that a pool takes: of a clip some 6 MB, of the others some 1.1 MB
 LONGEST_ADDRESS = {"image": 1_500_000, "video": 8_000_000, "audio": 1_500_000}

@@ -151,7 +151,7 @@ def _checked(bodies: Sequence[DemonstrationBody], parts: Parts) -> list[Demonstr
     """Demonstrations within the limits.
 
     Raises:
-        DataError: a text is too long, or is not Unicode (names the place in the request).
+        DataError: a text is too long (names the place in the request).
     """
     too_many("demonstrations", len(bodies), parts.settings.max_items)
     found = [body.demonstration() for body in bodies]

@@ -103,7 +103,8 @@ def _engine(url: str) -> sa.Engine:
         name = parsed.get_backend_name()
         if name not in ("sqlite", "postgresql"):
             raise ConfigError(f"database {parsed.render_as_string()}: expected sqlite:///… or postgresql+psycopg://…")
-        settings: dict[str, Any] = {"pool_size": _POOL, "max_overflow": 0, "json_deserializer": orjson.loads}
+        settings: dict[str, Any] = {"pool_size": _POOL, "max_overflow": 0}
+        settings |= {"json_serializer": _as_json, "json_deserializer": orjson.loads}
         engine = sa.create_engine(parsed, pool_pre_ping=name != "sqlite", **settings)  # a file is never away
     except (ArgumentError, NoSuchModuleError):
         raise ConfigError(
@@ -115,6 +116,11 @@ def _engine(url: str) -> sa.Engine:
         sa.event.listen(engine, "connect", _prepare_sqlite)
         sa.event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _as_json(value: Any) -> str:
+    """By the library that reads it again, so that nothing is written that cannot be read."""
+    return orjson.dumps(value).decode()
 
 
 def _snapshot(engine: sa.Engine) -> sa.Engine:

@@ -320,6 +320,8 @@ def test_a_key_of_this_service_never_reaches_the_llm_server(tmp_path: Path, upst
         ({"udr": {"colour": 1}}, "udr.colour"),
         ({"udr": 3}, "object of settings"),
         ({"udr": {"budget": 3}}, "exceed the budget"),
+        ({"udr": {"budget": 2**63}}, "udr.budget"),
+        ({"messages": [{"role": "user", "content": "a\x00"}]}, "NUL"),
         ({"udr": {"retriever": "no"}}, "unknown retriever"),
     ],
 )

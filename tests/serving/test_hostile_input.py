@@ -100,3 +100,47 @@ def test_a_pickle_is_no_payload(client: TestClient, pool: str) -> None:
     one_line(
         client.post(f"{pool}/load", content=pickled, headers={"content-type": "application/octet-stream"}), 415, 422
     )
+
+
+HALF = rb'"\ud800"'
+NO_TEXTS = {
+    "instruction": (b'{"name": "q", "task": {"instruction": %b}}', "task: Value error, instruction: "),
+    "joiner": (b'{"name": "q", "task": {"template": {"joiner": %b}}}', "task: Value error, template: joiner: "),
+    "word": (b'{"name": "q", "task": {"verbaliser": {"a": "b", "c": %b}}}', "task: Value error, verbaliser: c: "),
+    "label": (b'{"name": "q", "task": {"verbaliser": {"a": "b", %b: "c"}}}', "task: Value error, verbaliser: "),
+    "family": (b'{"name": "q", "task": {"family": %b}}', "task: Value error, family: "),
+    "source": (b'{"name": "q", "task": {"source": {"columns": {%b: "a"}}}}', "task: Value error, source: columns: "),
+    "front": (b'{"name": "q", "front": {"retriever": %b}}', "front.retriever: "),
+    "condition": (b'{"name": "q", "front": {"where": {"a": {"in": [%b]}}}}', "front.where: Value error, a: in: 0: "),
+    "name": (b'{"name": %b}', "name: "),
+}
+
+
+@pytest.mark.parametrize("text", [HALF, rb'"a\u0000"'], ids=["surrogate", "NUL"])
+def test_what_no_database_keeps_is_refused_by_the_name_of_its_field(client: TestClient, pool: str, text: bytes) -> None:
+    for raw, place in NO_TEXTS.values():
+        answer = client.post("/v1/pools", content=raw.replace(b"%b", text), headers=JSON)
+        one_line(answer, 422)
+        assert f"body.{place}" in answer.json()["detail"], answer.text
+    one_line(client.put(f"{pool}/front", content=b'{"tokenizer": %b}' % text, headers=JSON), 422)
+    for row in (b'"output": %b', b'"output": "b", "choices": [%b]', b'"output": "b", "metadata": {"a": %b}'):
+        body = b'{"input": "a", ' + row % text + b"}"
+        one_line(client.put(f"{pool}/demonstrations/b", content=body, headers=JSON), 422)
+    for path in ("/v1/retrieve", "/v1/prompt"):
+        one_line(client.post(path, content=b'{"pool": %b, "queries": ["x"]}' % text, headers=JSON), 422)
+    for name in ("q", "p"):  # nothing of it was kept, and what was there is read as before
+        assert client.get(f"/v1/pools/{name}").status_code == (200 if name == "p" else 404)
+    assert [p["name"] for p in client.get("/v1/pools").json()["pools"]] == ["p"]
+
+
+@pytest.mark.parametrize("number", [2**53 + 1, 2**63, 2**64, 2**200])
+def test_a_number_too_large_for_any_store_is_refused(client: TestClient, pool: str, number: int) -> None:
+    asked = {"pool": "p", "queries": ["x"]}
+    for field in ("k", "considered", "budget", "reserve"):
+        one_line(client.post("/v1/prompt", json={**asked, field: number}), 422)
+        one_line(client.put(f"{pool}/front", json={field: number}), 422)
+    for field in ("max_new_tokens", "train_cap"):
+        one_line(client.post("/v1/pools", json={"name": "q", "task": {field: number}}), 422)
+    if number > 2**64 - 1:
+        one_line(client.put(f"{pool}/front", json={"where": {"a": number}}), 422)
+    assert client.get(pool).json()["front"] is None

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from sqlalchemy.exc import StatementError
 
 from serving.sql.database import open_database
 from serving.sql.store import Store
@@ -136,6 +137,13 @@ def test_a_pool_goes_with_all_that_is_its_own(store: Store) -> None:
     assert store.create_pool("a", {}).id != p
     with store.database.engine.connect() as connection:
         assert not connection.exec_driver_sql("SELECT count(*) FROM embedding").scalar_one()
+
+
+@pytest.mark.parametrize("value", ["\ud800", 2**64])
+def test_nothing_is_written_that_cannot_be_read_again(store: Store, value: object) -> None:
+    with pytest.raises((StatementError, TypeError)):  # drivers differ
+        store.create_pool("a", {"value": value})
+    assert store.every_pool() == []
 
 
 def test_a_database_that_cannot_be_opened_is_one_line(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from udr.config import StrictConfig
 from udr.errors import DataError
+from udr.types import LARGEST
 
 __all__ = ["Kind", "Metric", "Normalisation", "Source", "TaskSpec", "Template"]
 
@@ -68,9 +69,10 @@ class TaskSpec(StrictConfig):
     template: Template = Template()
     verbaliser: dict[str, str] = Field(default_factory=dict)  # label in the data -> word the LM reads and writes
     normalisation: Normalisation = "mean"
-    max_new_tokens: int = Field(default=64, ge=1)
+    max_new_tokens: int = Field(default=64, ge=1, le=LARGEST)
     source: Source = Source()
-    train_cap: int = Field(default=0, ge=0)  # queries that feedback is asked for, at most; 0 = as many as the run takes
+    # queries that feedback is asked for, at most; 0 = as many as the run takes
+    train_cap: int = Field(default=0, ge=0, le=LARGEST)
 
     @field_validator("verbaliser", mode="before")
     @classmethod
