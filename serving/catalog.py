@@ -22,7 +22,7 @@ from serving.choosing import Answer, Found, PassedOver, Search, choose
 from serving.pool_index import Encoding, Lexical, fuse
 from serving.retrievers import DENSE, PoolEncoder, Retrievers
 from serving.sql.rows import EncodingRow, PoolRow, Stored, Written
-from serving.sql.store import Clash, RetrieverChanged, Store
+from serving.sql.store import Clash, First, RetrieverChanged, Store
 from udr.errors import ConfigError, ConflictError, DataError, StoreUnavailable, UDRError, UnknownNameError
 from udr.filters import Codebook, Condition
 from udr.retriever import Retrieved
@@ -174,8 +174,20 @@ class Catalog:
 
     # -- demonstrations
 
-    def write(self, pool: Pool, demonstrations: Sequence[Demonstration], clash: Clash = "refuse") -> Written:
+    def write(
+        self,
+        pool: Pool,
+        demonstrations: Sequence[Demonstration],
+        clash: Clash = "refuse",
+        first: First | None = None,
+    ) -> Written:
         """Store demonstrations with their vectors, all or none; they are found at once.
+
+        Args:
+            pool: whose they are.
+            demonstrations: with differing ids.
+            clash: what becomes of those whose id stands for another one.
+            first: what else is done in the same transaction.
 
         Raises:
             DataError: an id twice, or an output that is no label of the task.
@@ -193,7 +205,9 @@ class Catalog:
                 for encoding in self._kept(pool)
             }
             try:
-                return self.store.write(pool.row.id, demonstrations, vectors, clash=clash, limit=self.max_pool)
+                return self.store.write(
+                    pool.row.id, demonstrations, vectors, clash=clash, limit=self.max_pool, first=first
+                )
             except RetrieverChanged:  # while these were encoded
                 pool = self.pool_of(pool.row.id)
 

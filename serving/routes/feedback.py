@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any
 
 import orjson
@@ -15,6 +16,7 @@ from serving.dependencies import AnyPool, By, Service, needs, too_many, visible
 from serving.loading import check_demonstration, check_text
 from serving.routes.paging import Cursor, Limit, next_page, open_number
 from serving.schemas import FeedbackBody, ReviewBody, demonstration_json, feedback_json
+from serving.sql.feedback import review
 from udr.errors import ConflictError
 from udr.outcomes import State
 
@@ -71,7 +73,7 @@ def review_feedback(pool: AnyPool, number: Number, body: ReviewBody, parts: Serv
     """Accept a corrected output, which becomes a demonstration, or reject it."""
     recorded = parts.feedback.get(pool.row.id, number).recorded
     if not body.accept:
-        parts.feedback.review(pool.row.id, pool.row.name, number, "rejected")
+        parts.feedback.reject(pool.row.id, pool.row.name, number)
         return {"id": number, "state": "rejected"}
     if recorded.state not in ("waiting", "accepted"):
         raise ConflictError(f"feedback {number} is {recorded.state}; only a waiting correction can be accepted")
@@ -79,8 +81,6 @@ def review_feedback(pool: AnyPool, number: Number, body: ReviewBody, parts: Serv
     pool.spec.verbalise(output)  # a label that the task has not is refused before anything is accepted
     made = replace(recorded.solved(output), metadata={"source": "feedback"})
     check_demonstration(made, "output", parts.settings.max_text)
-    # the review first: of two that disagree one is refused, and nothing of it is in the pool. One that was cut short
-    # between the two is sent again, and writes what it accepted
-    parts.feedback.review(pool.row.id, pool.row.name, number, "accepted", output)
-    parts.catalog.write(pool, [made], "replace")
+    accepted = partial(review, pool_id=pool.row.id, name=pool.row.name, number=number, state="accepted", output=output)
+    parts.catalog.write(pool, [made], "replace", accepted)
     return {"id": number, "state": "accepted", "demonstration": demonstration_json(made)}

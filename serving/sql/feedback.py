@@ -14,7 +14,7 @@ from serving.sql.tables import feedback
 from udr.errors import ConflictError, NotFoundError
 from udr.outcomes import Outcome, RecordedOutcome, State
 
-__all__ = ["FeedbackRow", "FeedbackStore"]
+__all__ = ["FeedbackRow", "FeedbackStore", "review"]
 
 
 class FeedbackRow(NamedTuple):
@@ -65,35 +65,58 @@ class FeedbackStore:
             NotFoundError: the pool has none of that number.
         """
         with self._database.read(fresh=True) as c:
-            own = (feedback.c.pool_id == pool_id) & (feedback.c.id == number)
-            row = c.execute(sa.select(feedback).where(own)).one_or_none()
-        if row is None:
-            raise NotFoundError(f"no feedback {number} on this pool")
-        return _row(row)
+            return _get(c, pool_id, number)
 
-    def review(
-        self, pool_id: int, name: str, number: int, state: Literal["accepted", "rejected"], output: str | None = None
-    ) -> None:
-        """Take a correction off the queue; a second review that says the same changes nothing.
-
-        `output` replaces the correction, where the reviewer has corrected it in turn.
+    def reject(self, pool_id: int, name: str, number: int) -> None:
+        """Take a correction off the queue, of which nothing comes.
 
         Raises:
             NotFoundError: the pool has none of that number.
-            ConflictError: there is no correction, or it was reviewed otherwise, or with another output.
+            ConflictError: there is no correction, or it was accepted.
         """
-        own = (feedback.c.pool_id == pool_id) & (feedback.c.id == number)
         with self._database.write() as c:
-            change = {"state": state} if output is None else {"state": state, "corrected": output}
-            if c.execute(sa.update(feedback).where(own, feedback.c.state == "waiting").values(change)).rowcount:
-                record(c, "feedback.review", name, number=number, state=state)
-                return
-        found = self.get(pool_id, number).recorded
-        if found.state != state:
-            what = "holds no correction" if found.state == "recorded" else f"was {found.state} before"
-            raise ConflictError(f"feedback {number} {what}")
-        if output not in (None, found.outcome.corrected):
-            raise ConflictError(f"feedback {number} was accepted with another output before; change the demonstration")
+            review(c, pool_id, name, number, "rejected")
+
+
+def review(
+    c: sa.Connection,
+    pool_id: int,
+    name: str,
+    number: int,
+    state: Literal["accepted", "rejected"],
+    output: str | None = None,
+) -> bool:
+    """Take a correction off the queue in the transaction of what comes of it; False: it was reviewed alike before.
+
+    `output` replaces the correction, where the reviewer has corrected it in turn.
+
+    Raises:
+        NotFoundError: the pool has none of that number.
+        ConflictError: there is no correction, or it was reviewed otherwise, or with another output.
+    """
+    change = {"state": state} if output is None else {"state": state, "corrected": output}
+    waiting = _own(pool_id, number) & (feedback.c.state == "waiting")
+    if c.execute(sa.update(feedback).where(waiting).values(change)).rowcount:
+        record(c, "feedback.review", name, number=number, state=state)
+        return True
+    found = _get(c, pool_id, number).recorded
+    if found.state != state:
+        what = "holds no correction" if found.state == "recorded" else f"was {found.state} before"
+        raise ConflictError(f"feedback {number} {what}")
+    if output not in (None, found.outcome.corrected):
+        raise ConflictError(f"feedback {number} was accepted with another output before; change the demonstration")
+    return False
+
+
+def _own(pool_id: int, number: int) -> sa.ColumnElement[bool]:
+    return (feedback.c.pool_id == pool_id) & (feedback.c.id == number)
+
+
+def _get(c: sa.Connection, pool_id: int, number: int) -> FeedbackRow:
+    row = c.execute(sa.select(feedback).where(_own(pool_id, number))).one_or_none()
+    if row is None:
+        raise NotFoundError(f"no feedback {number} on this pool")
+    return _row(row)
 
 
 def _row(r: sa.Row[tuple[object, ...]]) -> FeedbackRow:

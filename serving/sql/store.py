@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -32,7 +32,7 @@ from serving.sql.tables import demonstration, embedding, encoding, pool, tombsto
 from udr.errors import ConflictError, NotFoundError, QuotaExceeded, UDRError
 from udr.types import Demonstration, FloatArray
 
-__all__ = ["Clash", "RetrieverChanged", "Store"]
+__all__ = ["Clash", "First", "RetrieverChanged", "Store"]
 
 _TAKEN = "stands for another demonstration"
 _CHANGES = 1 << 16  # rows that an index takes in at once
@@ -46,6 +46,8 @@ _ROWS = sa.select(demonstration).where(
 Clash = Literal["refuse", "replace", "skip"]
 """What becomes of a demonstration whose id stands for another one: the whole write is refused, it takes the other's
 place, or it is left out."""
+First = Callable[[sa.Connection], bool]
+"""What a write does before it stores anything, in the same transaction; False: nothing is to be stored."""
 
 
 class RetrieverChanged(UDRError):
@@ -155,6 +157,7 @@ class Store:
         clash: Clash = "refuse",
         limit: int = 0,
         step: Step | None = None,
+        first: First | None = None,
     ) -> Written:
         """Store demonstrations and their vectors, all or none; those that are there to the letter are left alone.
 
@@ -165,6 +168,7 @@ class Store:
             clash: what becomes of those whose id stands for another one.
             limit: demonstrations that the pool may hold; 0: any number.
             step: of the job that writes these, noted in the same transaction.
+            first: what else is done.
 
         Raises:
             ConflictError: an id stands for something else and the clash is refused.
@@ -180,6 +184,8 @@ class Store:
             dropped = vectors.keys() - _encodings(c, pool_id) if vectors else ()
             if dropped or (step is None and {row.active, row.previous} - {None} - vectors.keys()):
                 raise RetrieverChanged("the pool was switched to another retriever meanwhile; write again")
+            if first is not None and not first(c):
+                return Written(0, 0, len(demonstrations), row.seq)
             there = known(c, pool_id, keys)
             unlike = [i for i, d in enumerate(demonstrations) if there.get(d.id, (0, ""))[1] != hash_of(d)]
             clashing = [keys[i] for i in unlike if keys[i] in there]

@@ -9,6 +9,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from tests.serving.tools import refused
+from udr.errors import StoreUnavailable
 
 LABELS = {"billing": "Billing", "printer": "Printer"}
 OUTCOME = {"input": "the printer smokes", "demonstrations": ["t1"], "output": "Billing"}
@@ -78,20 +79,48 @@ def test_an_accepted_correction_is_a_demonstration_and_a_rejected_one_is_not(cli
 def test_of_two_reviews_at_once_the_pool_holds_what_the_record_says(client: TestClient, pool: str) -> None:
     """Another reviewer acts between the reading and the writing of one."""
     ids = tell(client, *[{**OUTCOME, "corrected_output": "printer"}] * 2).json()["ids"]
-    store = client.app.state.parts.feedback  # type: ignore[attr-defined]
-    own, pool_id = store.review, client.app.state.parts.catalog.pool("tickets").row.id  # type: ignore[attr-defined]
-    for number, first in zip(ids, (("rejected", None), ("accepted", "printer")), strict=True):
+    catalog = client.app.state.parts.catalog  # type: ignore[attr-defined]
+    own = catalog.write
+    for number, first in zip(ids, ({"accept": False}, {"accept": True}), strict=True):
 
         def raced(*words: Any, first: Any = first, number: int = number) -> None:
-            own(pool_id, "tickets", number, *first)
+            catalog.write = own
+            assert client.post(f"{pool}/feedback/{number}/review", json=first).status_code == 200
             own(*words)
 
-        store.review = raced
+        catalog.write = raced
         other = client.post(f"{pool}/feedback/{number}/review", json={"accept": True, "output": "billing"})
-        store.review = own
-        assert other.status_code == 409, other.text
+        refused(other, 409, "before")
         found = client.get(f"{pool}/demonstrations/feedback-{number}")
-        assert found.status_code == 404  # what it would have written is not there
+        assert found.status_code == (200 if first["accept"] else 404)
+        assert found.json().get("output") == ("printer" if first["accept"] else None)
+
+
+def test_a_correction_is_accepted_with_its_demonstration_or_not_at_all(
+    client: TestClient, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (number,) = tell(client, {**OUTCOME, "corrected_output": "printer"}).json()["ids"]
+    asked, there = f"{pool}/feedback/{number}/review", f"{pool}/demonstrations/feedback-{number}"
+
+    def cut_short(*_: Any) -> None:
+        raise StoreUnavailable("the database failed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("serving.sql.store.insert", cut_short)
+        refused(client.post(asked, json={"accept": True}), 503, "failed")
+    assert [f["id"] for f in client.get(f"{pool}/feedback?state=waiting").json()["feedback"]] == [number]
+    assert client.get(there).status_code == 404
+    assert client.post(asked, json={"accept": True}).status_code == 200
+    # what was made of the demonstration since stays, though the review is sent again
+    changed = {"input": "the printer smokes", "output": "billing"}
+    assert client.put(there, json=changed).status_code == 200
+    assert client.post(asked, json={"accept": True}).status_code == 200
+    assert client.get(there).json()["output"] == "billing"
+    assert client.delete(there).status_code == 204
+    assert client.post(asked, json={"accept": True}).status_code == 200
+    assert client.get(there).status_code == 404
+    actions = [c["action"] for c in client.get("/v1/audit").json()["changes"]]
+    assert actions.count("feedback.review") == 1
 
 
 def test_what_says_nothing_or_cannot_be_is_refused_whole(client: TestClient, pool: str) -> None:
