@@ -19,10 +19,10 @@ from training.samples import corrupted_rows, draw_samples
 from training.tokenizer import PictureTokenizer
 
 
-def method(tmp_path: Path, **more: Any) -> CIM:
+def method(tmp_path: Path, backbone: str = "conv", size: int = 16, **more: Any) -> CIM:
     torch.manual_seed(0)
     settings = {"codes": 16, "generator_dim": 32, "generator_layers": 1, **more}
-    values = {"out": tmp_path, "method": "cim", "data": "x", "size": 16, "cim": settings}
+    values = {"out": tmp_path, "method": "cim", "data": "x", "backbone": backbone, "size": size, "cim": settings}
     return cast(CIM, build_method(PretrainConfig.parse(values, "test"), PictureTokenizer(16)))
 
 
@@ -65,6 +65,31 @@ def test_detection_shows_what_was_replaced_and_how_likely_it_seems(tmp_path: Pat
         assert set(np.unique(replaced)) <= {0, 255}
         assert (masked == 128).all(0)[replaced[0] > 0].all()  # only masked cells can have been
         np.testing.assert_array_equal(detected, np.full((3, 16, 16), 191))  # the sigmoid of log 3 is three quarters
+
+
+@pytest.mark.parametrize(("backbone", "cells"), [("conv", 2), ("resnet18", 1), ("vit_tiny_4", 4)])
+def test_every_token_has_a_logit_of_its_own_however_coarse_the_backbones_cells(
+    tmp_path: Path, backbone: str, cells: int
+) -> None:
+    own = method(tmp_path, backbone, objective="detect")
+    tokens = own.side // cells
+    with torch.no_grad():
+        found = own.head(own.backbone.eval()(torch.rand(2, 3, 16, 16)))
+    assert found.shape == (2, tokens**2, cells, cells)
+    rows = found.reshape(2, tokens, tokens, cells, cells).permute(0, 3, 1, 4, 2)  # a cell's logits lie within it
+    torch.testing.assert_close(own.detected(found), rows.reshape(2, 16))
+    if tokens > 1:  # so neighbours within one cell can be told apart
+        board = (torch.arange(tokens)[:, None] + torch.arange(tokens)) % 2 * 2.0 - 1
+        torch.nn.init.zeros_(own.head.weight)
+        own.head.bias.data = board.flatten()
+        seen = own.detected(own.head(torch.rand(1, own.backbone.dim, cells, cells))).view(4, 4)
+        assert seen.equal(board.repeat(cells, cells))
+
+
+def test_cells_that_do_not_divide_the_tokens_are_interpolated(tmp_path: Path) -> None:
+    own = method(tmp_path, objective="detect", size=48)  # 12 tokens a side
+    own.tokens = 3
+    assert own.detected(torch.rand(2, 9, 5, 5)).shape == (2, 144)
 
 
 @pytest.mark.parametrize(("objective", "columns"), [("restore", 5), ("detect", 6)])

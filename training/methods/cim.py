@@ -97,7 +97,8 @@ class CIM(nn.Module):
         if window > backbone.size:
             raise ConfigError(f"cim.window: {window} pixels, and pictures have {backbone.size}")
         self.pixels = backbone.size // cells  # of a cell's side
-        self.head = nn.Conv2d(backbone.dim, 3 * self.pixels**2 if objective == "restore" else 1, 1)
+        self.tokens = math.ceil(self.side / cells)  # of a cell's side, where the tokens are finer
+        self.head = nn.Conv2d(backbone.dim, 3 * self.pixels**2 if objective == "restore" else self.tokens**2, 1)
 
     def forward(self, views: tuple[Tensor, ...], progress: float) -> dict[str, Tensor]:
         (view,) = views
@@ -123,8 +124,9 @@ class CIM(nn.Module):
             return self.tokenizer.pictures(sampled), sampled, golden, masked, logits
 
     def detected(self, found: Tensor) -> Tensor:
-        """Logits of the backbone's grid, brought to the grid of tokens: (n, 1, h, w) -> (n, cells)."""
-        return F.interpolate(found, size=(self.side, self.side), mode="bilinear", align_corners=False).flatten(1)
+        """One logit a token, (n, t², h, w) -> (n, tokens): interpolated only where cells do not divide the tokens."""
+        fine = F.pixel_shuffle(found, self.tokens)
+        return F.interpolate(fine, size=(self.side, self.side), mode="bilinear", align_corners=False).flatten(1)
 
     def _mask(self, golden: Tensor) -> Tensor:
         """The same share of cells in every picture, drawn at random."""
