@@ -27,6 +27,7 @@ from training.lars import LARS
 from training.loop import Probe, fit, order_of, rate_at
 from training.methods.cim import CIM
 from training.methods.densecl import DenseCL
+from training.methods.mec import MEC
 from training.pretrain import build_method, pretrain
 from training.pretrain_settings import LoopSettings, PretrainConfig
 from training.probes import features, knn_accuracy, linear_accuracy, spread
@@ -191,6 +192,26 @@ def test_training_that_cannot_go_on_stops_with_advice(tmp_path: Path) -> None:
     )
     with pytest.raises(TrainingStopped, match=r"does not converge .* mec\.mode=exact"):
         pretrain(alike, "cpu")
+
+
+@pytest.mark.parametrize("opposed", [False, True])
+def test_the_series_stops_on_either_side_of_the_coding_length(
+    tmp_path: Path, opposed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Features that share a mean: the series is far too small, or, where teacher and student oppose, far too large."""
+    torch.manual_seed(0)
+    shared = torch.ones(32) / 32**0.5
+    features = iter([torch.randn(32, 32) * 0.1 + shared for _ in range(4)])
+    own = cast(MEC, build_method(config(tmp_path, "mec")))
+    own.mode = "taylor"
+    views = (torch.zeros(32, 3, 16, 16),) * 2
+    sign = -1 if opposed else 1
+    monkeypatch.setattr(own.student, "forward", lambda view: next(features))
+    monkeypatch.setattr(own.teacher, "forward", lambda view: sign * next(features))
+    monkeypatch.setattr(own.predictor, "forward", lambda projected: projected)
+    monkeypatch.setattr(own, "distortion", 0.06)
+    with pytest.raises(TrainingStopped, match=r"spectral radius [\d.]+, which must be below 1.* mec\.mode=exact"):
+        own(views, 1.0)
 
 
 def test_a_folder_of_other_settings_or_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:

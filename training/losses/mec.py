@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["coding_length", "mec_loss"]
+__all__ = ["coding_length", "mec_loss", "spectral_radius"]
 
 Mode = Literal["exact", "taylor"]
 Form = Literal["batch", "feature"]
 ORDER = 4  # of the series
+SQUARINGS = 10  # of a matrix whose spectral radius is sought
 
 
 def coding_length(a: Tensor, b: Tensor, distortion: float, mode: Mode = "exact", form: Form = "batch") -> Tensor:
@@ -35,6 +37,26 @@ def coding_length(a: Tensor, b: Tensor, distortion: float, mode: Mode = "exact",
     return total
 
 
+def spectral_radius(a: Tensor, b: Tensor, distortion: float) -> float:
+    """The largest eigenvalue of c = a bᵀ / (n ε) by its length, from 1 on the series of `coding_length` diverges.
+
+    By Gelfand's formula, ‖c^k‖^(1/k) at k = 1,024, from above. Each power is brought to length 1, so none overflows.
+
+    Shape: a and b (n, d), of length 1.
+    """
+    n, d = a.shape
+    power = (a @ b.T if n < d else b.T @ a) / (n * distortion)  # which of the two has the smaller side
+    logarithm = 0.0
+    for squared in range(SQUARINGS + 1):
+        length = power.norm()
+        if length == 0:
+            return 0.0
+        logarithm += float(length.log()) / 2**squared
+        power = power / length
+        power = power @ power
+    return math.exp(logarithm)
+
+
 def mec_loss(
     online: tuple[Tensor, Tensor],
     teacher: tuple[Tensor, Tensor],
@@ -48,8 +70,8 @@ def mec_loss(
     correlations between directions away. Source: Liu et al. 2022, "Self-Supervised Learning via Maximum Entropy
     Coding", arXiv 2210.11464, equations 4 to 7 (μ left out).
 
-    Shape: four times (n, d), normalised here; (first view, second view) of each. The result is a scalar; with equal
-    networks it is at least −1, so a smaller one shows that the series has left the range where it holds.
+    Shape: four times (n, d), normalised here; (first view, second view) of each. The result is a scalar; with
+    equal networks it is at least −1.
     """
     p1, p2 = (F.normalize(p, dim=1) for p in online)
     z1, z2 = (F.normalize(z, dim=1) for z in teacher)

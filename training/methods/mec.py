@@ -6,17 +6,16 @@ import copy
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from embed.backbones import Backbone
 from training.augment import Views
 from training.heads import follow, frozen, in_full, mlp, rising
-from training.losses.mec import Form, Mode, mec_loss
+from training.losses.mec import Form, Mode, mec_loss, spectral_radius
 from udr.distributed import gather
 from udr.errors import TrainingStopped
 
 __all__ = ["MEC"]
-
-LEAST = -1.05  # of the loss: the mean cosine that it is bound by, and what rounding may add
 
 
 class _Student(nn.Module):
@@ -89,13 +88,21 @@ class MEC(nn.Module):
             loss = mec_loss(
                 (online[0], online[1]), (taught[0], taught[1]), self.distortion_at(progress), self.mode, self.form
             )
-        value = float(loss.detach())
-        if self.mode == "taylor" and value < LEAST:
-            raise TrainingStopped(
-                f"the series of the coding length does not converge (loss {value:.2f}, never below -1 where it does); "
-                "set mec.mode=exact, or raise mec.distortion"
-            )
+            if self.mode == "taylor":
+                self._check_series(online, taught, self.distortion_at(progress))
         return {"loss": loss}
+
+    def _check_series(self, online: list[Tensor], taught: list[Tensor], distortion: float) -> None:
+        """Raise TrainingStopped where the series is not the coding length: its value need not show it."""
+        pairs = ((online[0], taught[1]), (online[1], taught[0]))
+        radius = max(
+            spectral_radius(F.normalize(p.detach(), dim=1), F.normalize(z, dim=1), distortion) for p, z in pairs
+        )
+        if radius >= 1:
+            raise TrainingStopped(
+                f"the series of the coding length does not converge (spectral radius {radius:.2f}, which must be below "
+                "1: the features share a direction); set mec.mode=exact, or raise mec.distortion"
+            )
 
     def after_step(self, progress: float) -> None:
         follow(self.teacher, self.student, rising(self.momentum, progress))

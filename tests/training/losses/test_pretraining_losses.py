@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from training.losses.cim import generator_loss, normalised_pixels, replaced_loss, restored_loss
 from training.losses.densecl import dense_info_nce, info_nce, match_cells
-from training.losses.mec import coding_length, mec_loss
+from training.losses.mec import coding_length, mec_loss, spectral_radius
 from training.losses.simclr import nt_xent
 
 
@@ -102,6 +102,17 @@ def test_the_series_is_its_terms_in_plain_loops_in_both_forms() -> None:
         power = [[sum(power[i][m] * c[m][j] for m in range(6)) for j in range(6)] for i in range(6)]
     for form in ("batch", "feature"):
         assert float(coding_length(a, b, 0.4, "taylor", form)) == pytest.approx(total)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("n", "d"), [(48, 12), (12, 48), (20, 20)])
+@pytest.mark.parametrize("distortion", [0.002, 0.06, 2.0])
+def test_the_spectral_radius_is_that_of_the_eigenvalues(n: int, d: int, distortion: float) -> None:
+    a, b = unit(n, d), unit(n, d, seed=1)
+    for other in (a, b, -a):
+        expected = torch.linalg.eigvals(a @ other.T / (n * distortion)).abs().max().item()
+        found = spectral_radius(a.float(), other.float(), distortion)
+        assert found == pytest.approx(expected, rel=0.01)
+    assert spectral_radius(a, torch.zeros_like(a), distortion) == 0
 
 
 def test_mec_is_least_for_views_that_agree_and_spread_and_never_below_minus_one() -> None:
