@@ -10,7 +10,8 @@ mec       the series and the exact form at the same settings: where the former s
 densecl   dense matching, how often a cell's match is the cell that shows the same place, for λ = .5 and 0
 cim       the generator's loss, the enhancer's against trivial answers, and how tokens are drawn
 speed     pictures a second of each method
-Results: results/pictures_METHOD_NAME.json, and pictures_PART_NAME.json of the other parts. Run alone.
+Results: results/pictures_METHOD_NAME.json of methods, gates_PART_NAME.json of mec, densecl and cim, pictures_speed.json.
+Run alone.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ def mec(data: str, name: str, out: str, epochs: str = "5") -> None:
         except TrainingStopped as error:
             found[mode] = str(error)
         print(mode, found[mode], flush=True)
-    write_result(f"pictures_mec_{name}", found)
+    write_result(f"gates_mec_{name}", found)
 
 
 def matching(backbone: Backbone, pixels: np.ndarray, shift: int = 8) -> float:
@@ -132,7 +133,7 @@ def densecl(data: str, name: str, out: str, epochs: str = "10") -> None:
         row: dict[str, Any] = {"matching": round(100 * matching(backbone, asked.pixels), 1)}
         found[f"weight_{weight}"] = row | probed(lambda p, b=backbone: features(b, p), known, asked)
         print(weight, found[f"weight_{weight}"], flush=True)
-    write_result(f"pictures_densecl_{name}", found)
+    write_result(f"gates_densecl_{name}", found)
 
 
 def auc(scores: np.ndarray, positive: np.ndarray) -> float:
@@ -197,7 +198,7 @@ def cim(data: str, name: str, out: str, epochs: str = "8") -> None:
             fit(method, known, config.loop, config.out, 0, None, "cpu", report(title))
         found[title] = held_out(method, pictures) | probed(lambda p, b=method.backbone: features(b, p), known, asked)
         print(title, found[title], flush=True)
-    write_result(f"pictures_cim_{name}", found)
+    write_result(f"gates_cim_{name}", found)
 
 
 def speed(data: str, steps: str = "30") -> None:
