@@ -123,8 +123,9 @@ def load_vision_model(name: str, device: str = "auto") -> VisionModelEncoder:
         processor = AutoImageProcessor.from_pretrained(name, use_fast=False)
     except (OSError, ValueError, ImportError) as error:
         raise ConfigError(f"hf:{name}: cannot be loaded ({str(error).splitlines()[0]})") from None
-    model = getattr(model, "vision_model", model).to(choose_device(device))
-    return VisionModelEncoder(model, processor, _fingerprint("hf", name, model))
+    fingerprint = _fingerprint("hf", name, model)  # of the whole: the vision part does not know its commit
+    vision = getattr(model, "vision_model", model).to(choose_device(device))
+    return VisionModelEncoder(vision, processor, fingerprint)
 
 
 def load_sentence_transformer(name: str, device: str = "auto") -> SentenceTransformerEncoder:

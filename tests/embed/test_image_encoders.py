@@ -9,7 +9,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -82,6 +82,24 @@ def cells(folder: Path, seed: int = 0) -> str:
 
 def clip(folder: Path, seed: int = 0) -> str:
     return f"hf:{write_clip(folder, seed)}"
+
+
+def test_a_hub_model_of_text_and_pictures_is_known_by_its_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoImageProcessor, AutoModel
+
+    folder = write_clip(tmp_path / "clip")
+    load, load_processor = AutoModel.from_pretrained, AutoImageProcessor.from_pretrained
+
+    def fetched(name: str, **words: Any) -> Any:
+        model = load(folder, **words)
+        model.config._commit_hash = "abc"  # as the hub's client leaves it
+        return model
+
+    monkeypatch.setattr(AutoModel, "from_pretrained", fetched)
+    monkeypatch.setattr(AutoImageProcessor, "from_pretrained", lambda name, **words: load_processor(folder, **words))
+    assert cast(Any, open_encoder("hf:someone/clip", "cpu")).fingerprint == "hf-someone/clip@abc"
 
 
 def sentences(folder: Path, seed: int = 0) -> str:
