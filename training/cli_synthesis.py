@@ -14,7 +14,7 @@ __all__ = ["add_commands"]
 
 console = Console(stderr=True)
 Model = Annotated[str, typer.Option(metavar="KIND:NAME", help="artifact:FOLDER of ours, or sd:NAME through diffusers.")]
-Steps = Annotated[int, typer.Option(min=2, help="Of DDIM: a divisor of 1000.")]
+Steps = Annotated[int | None, typer.Option(min=2, help="Of DDIM, a divisor of 1000; none: the model's own.")]
 Guidance = Annotated[float | None, typer.Option(min=0, help="Classifier-free; none: the model's own.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the noise.")]
 
@@ -31,7 +31,7 @@ def synthesize(
     seed: Seed = 0,
     tries: Annotated[int, typer.Option(min=1, help="Noises for a picture at most.")] = 8,
     least: Annotated[float, typer.Option(min=0, max=1, help="How much of every phrase must lie in its box.")] = 0.5,
-    steps: Steps = 25,
+    steps: Steps = None,
     guidance: Guidance = None,
     layer: Annotated[str | None, typer.Option(help="Whose maps are read; none: the last on the way down.")] = None,
     as_json: Json = False,
@@ -52,7 +52,8 @@ def synthesize(
         check_png(sheet)
     if out.suffix != ".parquet":
         raise ConfigError(f"--out {out}: expected FILE.parquet")
-    check_steps(steps)
+    if steps is not None:
+        check_steps(steps)
     for option, path in (("--out", out), ("--pool", pool), ("--sheet", sheet)):
         if path is not None:
             check_writable(path)
@@ -93,7 +94,7 @@ def repaint(
     out: Annotated[Path, typer.Option(metavar="FILE.png", help="A sheet: the picture, and each try.")],
     seed: Seed = 0,
     tries: Annotated[int, typer.Option(min=1, max=64, help="Pictures beside the first one.")] = 7,
-    steps: Steps = 25,
+    steps: Steps = None,
     guidance: Guidance = None,
     as_json: Json = False,
 ) -> None:
@@ -107,7 +108,8 @@ def repaint(
 
     hush_transformers()
     check_png(out)
-    check_steps(steps)
+    if steps is not None:
+        check_steps(steps)
     check_writable(out)
     share = parse_shares(region)
     rows = draw_repaints(open_text_to_image(model), prompt, share, seed, tries, steps, guidance, out)

@@ -87,6 +87,7 @@ def test_a_pipeline_is_opened_with_ddim_and_the_authors_layer(model: TextToImage
     assert model.layer in cross_attentions(model.unet)
     assert layer_side(model) == 8
     assert model.guidance == 7.5
+    assert len(model.times()) == model.steps == 50
 
 
 def test_places_of_words_count_the_begin_as_published(model: TextToImage) -> None:

@@ -88,7 +88,7 @@ def preference_maps(
     latents: Tensor,
     prompts: Sequence[str],
     phrases: Sequence[Sequence[str]],
-    steps: int = 25,
+    steps: int | None = None,
     layer: str | None = None,
 ) -> list[dict[str, FloatArray]]:
     """Where noise would rather become what a phrase says: cross-attention of the first step alone, with the prompt.

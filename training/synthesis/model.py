@@ -43,6 +43,7 @@ class TextToImage:
         decode: latents (n, c, h, w) -> pixels uint8 (n, 3, s, s).
         layer: the cross-attention whose maps of the first step tell where things will be.
         guidance: how much more than the prompt asks for, by default.
+        steps: of DDIM, by default.
         fingerprint: of all weights.
     """
 
@@ -56,6 +57,7 @@ class TextToImage:
     decode: Callable[[Tensor], NDArray[np.uint8]]
     layer: str
     guidance: float
+    steps: int
     fingerprint: str
 
     @property
@@ -80,12 +82,14 @@ class TextToImage:
                     return found
         raise ConfigError(f"the prompt {prompt[:80]!r} does not hold {phrase!r}")
 
-    def times(self, steps: int) -> Tensor:
-        """The times of so many steps, the first one first.
+    def times(self, steps: int | None = None) -> Tensor:
+        """The times of so many steps (none: the model's own), the first one first.
 
         Raises:
             ConfigError: as `check_steps`.
         """
+        if steps is None:
+            steps = self.steps
         check_steps(steps)
         self.scheduler.set_timesteps(steps, device=self.device)
         found: Tensor = self.scheduler.timesteps
@@ -96,7 +100,7 @@ class TextToImage:
         self,
         latents: Tensor,
         prompts: Sequence[str],
-        steps: int = 25,
+        steps: int | None = None,
         guidance: float | None = None,
         after_step: Callable[[int, Tensor], None] | None = None,
     ) -> Tensor:
@@ -152,6 +156,7 @@ def own_model(net: TextToImageNet, vocabulary: Vocabulary, size: int, patch: int
         decode,
         last_cross_attention(net.unet),
         3.0,
+        25,
         fingerprint,
     )
 

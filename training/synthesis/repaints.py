@@ -49,7 +49,7 @@ def draw_repaints(
     region: Share,
     seed: int,
     tries: int,
-    steps: int,
+    steps: int | None,
     guidance: float | None,
     out: Path,
 ) -> list[dict[str, Any]]:

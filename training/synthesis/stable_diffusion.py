@@ -18,7 +18,7 @@ from udr.errors import ConfigError, MissingDependencyError
 
 __all__ = ["load_stable_diffusion", "of_pipeline"]
 
-GUIDANCE = 7.5  # the authors'
+GUIDANCE, STEPS = 7.5, 50  # the authors'
 
 
 def load_stable_diffusion(name: str, device: str = "auto") -> TextToImage:
@@ -100,6 +100,7 @@ def of_pipeline(pipeline: Any, name: str) -> TextToImage:
         decode,
         _layer(unet),
         GUIDANCE,
+        STEPS,
         f"sd-{name}@{getattr(unet.config, '_commit_hash', None)}",
     )
 

@@ -54,7 +54,7 @@ def edited_noise(
     scenes: Sequence[Scene],
     move: Edit,
     seeds: Sequence[int],
-    steps: int = 25,
+    steps: int | None = None,
     layer: str | None = None,
 ) -> Tensor:
     """Noise (n, c, h, w) whose blocks that would rather become a phrase lie in the phrase's box, a layout each.
@@ -88,7 +88,7 @@ def painted(
     model: TextToImage,
     noise: Tensor,
     scenes: Sequence[Scene],
-    steps: int = 25,
+    steps: int | None = None,
     guidance: float | None = None,
     layer: str | None = None,
 ) -> tuple[NDArray[np.uint8], list[dict[str, float]]]:
@@ -119,7 +119,7 @@ def synthesize(
     seed: int = 0,
     tries: int = 8,
     least: float = 0.5,
-    steps: int = 25,
+    steps: int | None = None,
     guidance: float | None = None,
     layer: str | None = None,
     progress: Progress | None = None,
@@ -191,7 +191,7 @@ def repaint(
     noise: Tensor,
     region: Share,
     seeds: Sequence[int],
-    steps: int = 25,
+    steps: int | None = None,
     guidance: float | None = None,
 ) -> NDArray[np.uint8]:
     """A picture of noise (c, h, w), and one for each seed with new noise under a region: uint8 (1 + n, 3, s, s).
