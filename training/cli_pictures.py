@@ -36,7 +36,8 @@ def pretrain(
 
     Which of them, `method` says. Run again to resume.
 
-    Several processes or GPUs share every batch: accelerate launch -m training.cli pretrain CONFIG ...
+    Under simclr, densecl, mec and cim several processes or GPUs share every batch: accelerate launch -m training.cli
+    pretrain CONFIG ...
     """
     from training.pretrain import join_processes
     from training.pretrain import pretrain as train

@@ -95,7 +95,7 @@ def code_meanings(
     """Of each code what it lies on; the most used codes first, those never used last.
 
     Raises:
-        ConfigError: the encoder has no codes, or reads pictures and words by encoders that do not change.
+        ConfigError: the encoder has no codes.
         DataError: a picture or sound that cannot be read.
     """
     found = [Meaning(code) for code in range(encoder.net.codes)]

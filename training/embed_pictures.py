@@ -175,5 +175,5 @@ def open_picture_encoder(address: str) -> Encoder:
     except DataError:  # of a model of sentence-transformers without pictures
         reads = False
     if not reads:
-        raise ConfigError(f"--encoder {address}: reads texts and no pictures")
+        raise ConfigError(f"--encoder {address}: reads no pictures")
     return encoder

@@ -131,10 +131,11 @@ def join_processes(device: str = "auto") -> bool:
 def pretrain(config: PretrainConfig, device: str = "auto", report: Report = silent) -> Path:
     """Train, and save the encoder; a finished one is left as it is, and a killed run goes on.
 
-    Started by `accelerate launch`, the processes share every batch, and the first one writes.
+    Started by `accelerate launch`, the processes share every batch, and the first one writes; methods that cannot share
+    one refuse.
 
     Raises:
-        ConfigError: the folder was begun with other settings.
+        ConfigError: the folder was begun with other settings, or several processes under a method that runs in one.
         DataError: no pictures.
         TrainingStopped: training diverged or collapsed.
     """

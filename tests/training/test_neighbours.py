@@ -252,7 +252,7 @@ def test_commands_that_cannot_be_are_one_line(tmp_path: Path, folder: Path, udr:
     assert not (tmp_path / "x.png").exists()
     text = write_encoder(tmp_path / "text", ["words alone"])
     words = ("neighbours", pool, "--pool", pool, "--encoder", f"st:{text}", "--out", tmp_path / "x.png")
-    assert "reads texts and no pictures" in udr(*words).complaint
+    assert "reads no pictures" in udr(*words).complaint
     exported = udr("export", folder, "--to", "onnx", "--out", tmp_path / "e.onnx")
     assert "vectors and regions are torch's" in exported.out
     assert "conv_wide for pictures of 32" in udr("export", folder, "--to", "safetensors", "--out", tmp_path / "e").out

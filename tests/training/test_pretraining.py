@@ -464,5 +464,5 @@ def test_pictures_go_through_the_commands(tmp_path: Path, udr: Any) -> None:
     assert "did you mean" in udr("pretrain", file, "backbone=convv", f"out={tmp_path / 'x'}").complaint
     text = write_encoder(tmp_path / "text", ["words alone"])
     told = udr("embed", own.data, "--encoder", f"st:{text}", "--out", out)
-    assert "reads texts and no pictures" in told.complaint or "cannot be loaded" in told.complaint
+    assert "reads no pictures" in told.complaint or "cannot be loaded" in told.complaint
     assert "no encoder folder" in udr("embed", own.data, "--encoder", f"artifact:{tmp_path}", "--out", out).complaint
