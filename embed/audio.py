@@ -28,7 +28,6 @@ WINDOW, HOP = 400, 160  # samples: 25 ms and 10 ms
 FFT = 512
 SPREAD = 4.0  # roughly, of logarithms of energies of speech
 FLOOR = 1e-5  # of energies, below which is silence
-SHORTEST = WINDOW / RATE  # seconds of one frame
 
 
 def open_sound(source: Path | bytes | Media, where: str = "", max_seconds: float = MAX_SECONDS) -> NDArray[np.float32]:

@@ -18,8 +18,6 @@ class Path(NamedTuple):
 
     labels: tuple[int, ...]
     log_p: float  # of the whole path, its end included
-    said: tuple[float, ...]  # of each label, its probability when it was said
-    ends: tuple[float, ...]  # of the end, at the same times
     attention: Tensor  # (labels, l)
 
 
@@ -29,13 +27,11 @@ class _Beam(NamedTuple):
     log_p: Tensor  # (n, w)
     done: Tensor  # (n, w)
     labels: Tensor  # (n, w, t), −1 behind the end
-    said: Tensor  # (n, w, t)
-    ends: Tensor  # (n, w, t)
     attention: Tensor  # (n, w, t, l)
 
 
 @torch.inference_mode()
-def beam_search(net: LabelNet, seen: Seen, width: int = 3, most: int = 0, threshold: float = 0.0) -> list[list[Path]]:
+def beam_search(net: LabelNet, seen: Seen, width: int = 3, most: int = 0) -> list[list[Path]]:
     """The `width` most probable paths of each thing, best first, each ended by its own end.
 
     The pool of a path are the labels that it has not said, so none comes twice. It stops where the end is chosen, and
@@ -47,20 +43,17 @@ def beam_search(net: LabelNet, seen: Seen, width: int = 3, most: int = 0, thresh
         seen: n things.
         width: of the beam; 1: the most probable step each time.
         most: labels of a path; 0: any number. Behind so many the end is certain.
-        threshold: labels of a smaller probability are not said.
 
     Raises:
-        ConfigError: a width below 1, or a threshold that is no probability.
+        ConfigError: a width below 1.
     """
     if width < 1:
         raise ConfigError(f"beam: {width} paths; expected one at least")
-    if not 0 <= threshold <= 1:
-        raise ConfigError(f"threshold: {threshold} is no probability")
     n, parts, end = len(seen.maps), seen.maps.shape[1], net.count
     most = min(most or net.count, net.count)
     start = seen.maps.new_zeros(n, 1)
-    empty = start.new_zeros(n, 1, 0)
-    beam = _Beam(start, start.bool(), empty.long(), empty, empty, start.new_zeros(n, 1, 0, parts))
+    none = start.new_zeros(n, 1, 0)
+    beam = _Beam(start, start.bool(), none.long(), start.new_zeros(n, 1, 0, parts))
     state, before = net.begin(n), seen.preliminary.sigmoid()
     for t in range(most + 1):
         paths = beam.log_p.shape[1]
@@ -68,15 +61,13 @@ def beam_search(net: LabelNet, seen: Seen, width: int = 3, most: int = 0, thresh
         said = _said(beam.labels, end).flatten(0, 1)
         logits, state, attention = net.step(seen.rows(owners), state, before)
         own = next_log_p(logits, said if t < most else torch.ones_like(said)).view(n, paths, end + 1)
-        chosen = own.clone()
-        chosen[..., :end] = own[..., :end].masked_fill(own[..., :end].exp() < threshold, float("-inf"))
         # a path that has ended stays as it is: one way on, which costs nothing
-        stays = torch.full_like(chosen, float("-inf"))
+        stays = torch.full_like(own, float("-inf"))
         stays[..., end] = 0
-        scores = beam.log_p[..., None] + torch.where(beam.done[..., None], stays, chosen)
+        scores = beam.log_p[..., None] + torch.where(beam.done[..., None], stays, own)
         log_p, places = scores.flatten(1).topk(min(width, paths * (end + 1)), 1)
         origin, label = places // (end + 1), places % (end + 1)
-        beam = _grown(beam, log_p, origin, label, own, attention.view(n, paths, parts), end)
+        beam = _grown(beam, log_p, origin, label, attention.view(n, paths, parts), end)
         rows = (torch.arange(n, device=start.device)[:, None] * paths + origin).flatten()
         state = State(state.hidden[rows], state.cell[rows])
         before = torch.nn.functional.one_hot(label.flatten(), end + 1)[:, :end].to(start.dtype)
@@ -91,9 +82,7 @@ def _said(labels: Tensor, count: int) -> Tensor:
     return found.scatter(2, labels.masked_fill(labels < 0, count), True)[..., :count]
 
 
-def _grown(
-    beam: _Beam, log_p: Tensor, origin: Tensor, label: Tensor, own: Tensor, attention: Tensor, end: int
-) -> _Beam:
+def _grown(beam: _Beam, log_p: Tensor, origin: Tensor, label: Tensor, attention: Tensor, end: int) -> _Beam:
     """The beam one step longer, of paths (n, w) by the places that they come from and what they say."""
 
     def of(values: Tensor) -> Tensor:
@@ -102,14 +91,10 @@ def _grown(
 
     was_done = of(beam.done)
     speaks = ~was_done & (label < end)
-    probabilities = of(own).exp()
-    said = probabilities.gather(2, label[..., None])
     return _Beam(
         log_p,
         was_done | (label == end),
         torch.cat([of(beam.labels), label.masked_fill(~speaks, -1)[..., None]], 2),
-        torch.cat([of(beam.said), said], 2),
-        torch.cat([of(beam.ends), probabilities[..., end:]], 2),
         torch.cat([of(beam.attention), of(attention)[:, :, None]], 2),
     )
 
@@ -120,7 +105,5 @@ def _paths(beam: _Beam, i: int) -> list[Path]:
         if log_p == float("-inf"):
             continue
         length = int((beam.labels[i, j] >= 0).sum())
-        kept = [values[i, j, :length] for values in (beam.labels, beam.said, beam.ends, beam.attention)]
-        labels, said, ends = (tuple(values.tolist()) for values in kept[:3])
-        found.append(Path(labels, log_p, said, ends, kept[3]))
+        found.append(Path(tuple(beam.labels[i, j, :length].tolist()), log_p, beam.attention[i, j, :length]))
     return found

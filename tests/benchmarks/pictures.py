@@ -10,8 +10,8 @@ mec       the series and the exact form at the same settings: where the former s
 densecl   dense matching, how often a cell's match is the cell that shows the same place, for λ = .5 and 0
 cim       the generator's loss, the enhancer's against trivial answers, and how tokens are drawn
 speed     pictures a second of each method
-Results: results/pictures_METHOD_NAME.json of methods, gates_PART_NAME.json of mec, densecl and cim, pictures_speed.json.
-Run alone.
+Results: results/pictures_METHOD_NAME.json of methods, gates_PART_NAME.json of mec, densecl and cim, and
+pictures_speed.json. Run alone.
 """
 
 from __future__ import annotations

@@ -82,13 +82,6 @@ def test_no_label_comes_twice_and_no_path_is_longer_than_it_may_be() -> None:
             for path in paths:
                 assert len(set(path.labels)) == len(path.labels) == most
                 assert path.attention.shape == (most, 4)
-                assert len(path.said) == len(path.ends) == most
-
-
-def test_labels_below_the_threshold_are_not_said() -> None:
-    net, seen = net_and_seen(count=6, seed=2)
-    assert all(min(p.said, default=1) >= 0.4 for paths in beam_search(net, seen, 3, threshold=0.4) for p in paths)
-    assert [[p.labels for p in paths] for paths in beam_search(net, seen, 3, threshold=1.0)] == [[()]] * 3
 
 
 def test_a_thing_is_labelled_alike_alone_and_beside_longer_ones() -> None:
@@ -124,8 +117,6 @@ def test_settings_that_make_no_sense_are_told() -> None:
     net, seen = net_and_seen()
     with pytest.raises(ConfigError, match="beam: 0 paths"):
         beam_search(net, seen, 0)
-    with pytest.raises(ConfigError, match="no probability"):
-        beam_search(net, seen, 1, threshold=1.5)
     with pytest.raises(UnknownNameError, match="image"):
         build_label_net("imege", 3)
     with pytest.raises(ConfigError, match="no labels"):
