@@ -12,13 +12,14 @@ import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from serving.batching import EncodingWorker
-from serving.choosing import Answer, Found, PassedOver, Search, choose
+from serving.choosing import Answer, Found, PassedOver, Search, Vectors, choose
 from serving.pool_index import Encoding, Lexical, fuse
 from serving.retrievers import DENSE, PoolEncoder, Retrievers
 from serving.sql.rows import EncodingRow, PoolRow, Stored, Written
@@ -26,6 +27,7 @@ from serving.sql.store import Clash, First, RetrieverChanged, Store
 from udr.errors import ConfigError, ConflictError, DataError, StoreUnavailable, UDRError, UnknownNameError
 from udr.filters import Codebook, Condition
 from udr.retriever import Retrieved
+from udr.segments import Segment
 from udr.tasks.spec import TaskSpec
 from udr.types import Demonstration, FloatArray, Hits, Query
 
@@ -301,15 +303,21 @@ class Catalog:
             vectors: (n, d) of the queries by the ranking's encoding, if it has one.
             search: what is asked for.
         """
-        index = ranking.encoding.index if ranking.encoding else None
+        index, segments = None, None
         if ranking.encoding:
             ranking.encoding.follow(self.store, pool.row.seq)
+            index = ranking.encoding.index
+            segments = index.current()
         wide = search.wanted + search.passed_over + _SPARE
         while True:
-            hits = self._hits(pool, ranking, queries, vectors, wide, search.conditions)
-            stored = self._stored(pool, np.unique(hits.rows[hits.rows >= 0]).tolist())
+            hits = self._hits(pool, ranking, queries, vectors, wide, search.conditions, segments)
+            near = np.unique(hits.rows[hits.rows >= 0])
+            if index is not None and search.compares_vectors:
+                near = near[index.holds(near, segments)]  # words find what a load has not encoded yet
+            stored = self._stored(pool, near.tolist())
             answers, short = [], False
-            for query, rows, scores in zip(queries, hits.rows.tolist(), hits.scores.tolist(), strict=True):
+            for i, query in enumerate(queries):
+                rows, scores = hits.rows[i].tolist(), hits.scores[i].tolist()
                 found, passed = [], []
                 for rank, (row, score) in enumerate(zip(rows, scores, strict=True), 1):
                     if row not in stored:
@@ -323,7 +331,10 @@ class Catalog:
                         found.append(one)
                 more = rows[-1] >= 0 and (search.threshold is None or scores[-1] >= search.threshold)
                 short |= more and len(found) < search.wanted
-                answers.append(choose(search, query, found, passed, index))
+                own = None
+                if index is not None and vectors is not None:
+                    own = Vectors(vectors[i], partial(index.vectors, segments=segments))
+                answers.append(choose(search, query, found, passed, own))
             if not short:
                 return answers
             wide *= 4  # copies or rows deleted meanwhile took the places
@@ -350,13 +361,14 @@ class Catalog:
         vectors: FloatArray | None,
         k: int,
         conditions: Sequence[Condition],
+        segments: Sequence[Segment] | None,
     ) -> Hits:
         found = []
         if ranking.encoding:
             if vectors is None:
                 raise ConfigError("a dense retriever needs the vectors of the queries")
             index = ranking.encoding.index
-            found.append(index.search(vectors, k, ranking.encoding.row.fingerprint, conditions))
+            found.append(index.search(vectors, k, ranking.encoding.row.fingerprint, conditions, segments))
         if ranking.lexical:
             lexical = self._lexical.get(pool.row.id)
             if lexical is None or lexical.seq < pool.row.seq:

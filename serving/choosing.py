@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from udr.filters import Condition
-from udr.live_index import LiveIndex
 from udr.retriever import Retrieved
-from udr.selection import select, tags_in
-from udr.types import Query
+from udr.selection import COMPARE_VECTORS, select, tags_in
+from udr.types import FloatArray, Query
 
-__all__ = ["Answer", "Found", "PassedOver", "Search", "choose"]
+__all__ = ["Answer", "Found", "PassedOver", "Search", "Vectors", "choose"]
 
 
 class Found(NamedTuple):
@@ -51,6 +50,11 @@ class Search:
         """How many of the nearest the selection needs."""
         return self.k if self.selection == "top_k" else max(self.k, self.considered)
 
+    @property
+    def compares_vectors(self) -> bool:
+        """True where the selection reads the vectors of what it chooses among."""
+        return self.selection in COMPARE_VECTORS
+
 
 class PassedOver(NamedTuple):
     """A near demonstration that was not chosen."""
@@ -66,8 +70,15 @@ class Answer(NamedTuple):
     passed_over: list[PassedOver]
 
 
+class Vectors(NamedTuple):
+    """The vector of a query, and where those of rows are."""
+
+    query: FloatArray  # (d,)
+    of: Callable[[Sequence[int]], FloatArray]  # rows (m) → (m, d)
+
+
 def choose(
-    search: Search, query: Query, found: Sequence[Found], passed: list[PassedOver], index: LiveIndex | None
+    search: Search, query: Query, found: Sequence[Found], passed: list[PassedOver], vectors: Vectors | None
 ) -> Answer:
     """Choose among what was found for a query.
 
@@ -76,9 +87,9 @@ def choose(
         query: the query.
         found: admissible demonstrations, nearest first.
         passed: those that are not admissible, and why.
-        index: whose vectors the selection compares; None: it compares words.
+        vectors: that the selection compares; None: there are none.
     """
-    chosen = _select(search.selection, query, found[: search.wanted], index, search.k)
+    chosen = _select(search, query, found[: search.wanted], vectors)
     if search.passed_over:
         ranks = {r.rank for r in chosen}
         reason = (
@@ -89,15 +100,20 @@ def choose(
     return Answer(chosen, passed[: search.passed_over])
 
 
-def _select(name: str, query: Query, found: Sequence[Found], index: LiveIndex | None, k: int) -> list[Retrieved]:
+def _select(search: Search, query: Query, found: Sequence[Found], vectors: Vectors | None) -> list[Retrieved]:
     hits = [f.retrieved for f in found]
-    if name == "top_k" or not hits:
-        return hits[:k]
+    if search.selection == "top_k" or not hits:
+        return hits[: search.k]
+    relevance, own = np.array([h.similarity for h in hits], dtype=np.float32), None
+    if vectors and search.compares_vectors:
+        own = vectors.of([f.row for f in found])
+        # scores of fused ranks have no common scale with what the vectors say of each other
+        relevance = (own.astype(np.float64) * vectors.query).sum(axis=1).astype(np.float32)
     chosen = select(
-        name,
-        np.array([h.similarity for h in hits], dtype=np.float32),
-        k,
-        vectors=index.vectors([f.row for f in found]) if index else None,
+        search.selection,
+        relevance,
+        search.k,
+        vectors=own,
         labels=[h.demonstration.output for h in hits],
         query_text=query.input,
         candidate_texts=[h.demonstration.input for h in hits],

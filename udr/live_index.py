@@ -156,7 +156,14 @@ class LiveIndex:
             self._segments = tuple(segments)
         return True
 
-    def search(self, vectors: FloatArray, k: int, fingerprint: str, conditions: Sequence[Condition] = ()) -> Hits:
+    def search(
+        self,
+        vectors: FloatArray,
+        k: int,
+        fingerprint: str,
+        conditions: Sequence[Condition] = (),
+        segments: Sequence[Segment] | None = None,
+    ) -> Hits:
         """Find the k largest inner products among the rows that meet the conditions.
 
         Args:
@@ -164,6 +171,7 @@ class LiveIndex:
             k: at least 1; places without a result hold id −1 and score −inf.
             fingerprint: of the encoder that made them.
             conditions: on the metadata; all must hold.
+            segments: what `current` gave before; None: as they are now.
 
         Returns:
             Hits (n, k), scores descending, equal ones by ascending id.
@@ -179,7 +187,7 @@ class LiveIndex:
         import_faiss().omp_set_num_threads(1)  # of this thread: two threads on busy cores wait for each other
         admits = self._codebook.prepare(conditions) if conditions else None
         ids, scores = [np.full((len(queries), 1), -1, np.int64)], [np.full((len(queries), 1), -np.inf)]
-        for segment in self._segments:
+        for segment in self._segments if segments is None else segments:
             mask = segment.alive if admits is None else segment.alive & admits(segment.columns, len(segment.ids))
             found = segment.search(queries, k + _SPARE, mask)
             if found is not None:
@@ -187,8 +195,20 @@ class LiveIndex:
                 scores.append(found[1])
         return _best(np.hstack(ids), np.hstack(scores), k)
 
-    def vectors(self, ids: ArrayLike) -> FloatArray:
+    def holds(self, ids: ArrayLike, segments: Sequence[Segment] | None = None) -> NDArray[np.bool_]:
+        """Tell of each id (m,) whether it is there, among the `segments` that `current` gave before or now."""
+        wanted = np.asarray(ids, dtype=np.int64)
+        held = np.zeros(len(wanted), dtype=np.bool_)
+        for segment in self._segments if segments is None else segments:
+            held[segment.places(wanted)[1]] = True
+        return held
+
+    def vectors(self, ids: ArrayLike, segments: Sequence[Segment] | None = None) -> FloatArray:
         """Give the stored vectors (m, dim) of these ids, in their order.
+
+        Args:
+            ids: (m,).
+            segments: what `current` gave before; None: as they are now.
 
         Raises:
             DataError: an id that the index does not hold (any more).
@@ -196,7 +216,7 @@ class LiveIndex:
         wanted = np.asarray(ids, dtype=np.int64)
         found = np.empty((len(wanted), self.dim), dtype=np.float32)
         missing = np.ones(len(wanted), dtype=np.bool_)
-        for segment in self._segments:
+        for segment in self._segments if segments is None else segments:
             places, which = segment.places(wanted)
             if len(places):
                 found[which] = segment.store.reconstruct_batch(places)
@@ -244,7 +264,7 @@ class LiveIndex:
         _remove_others(folder, {file.name for file in files.values()})
 
     def current(self) -> tuple[Segment, ...]:
-        """The segments at this moment, for `save`."""
+        """The segments at this moment: what is found and read in them agrees, whatever comes and goes meanwhile."""
         return self._segments
 
 

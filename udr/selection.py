@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from udr.errors import ConfigError, DataError, UnknownNameError
 
 __all__ = [
+    "COMPARE_VECTORS",
     "ORDERS",
     "SELECTIONS",
     "TAG",
@@ -263,6 +264,8 @@ SELECTIONS: dict[str, Callable[[_Given], list[int]]] = {
     "balanced": lambda given: balanced(given.relevance, _need_labels(given), given.n),
     "balanced_tags": lambda given: balanced_tags(given.relevance, _need_tags(given), given.n),
 }
+
+COMPARE_VECTORS = ("mmr", "dpp")
 
 
 def select(

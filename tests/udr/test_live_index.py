@@ -97,6 +97,20 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing_behind() -> None:
     assert len(index) == 2
 
 
+def test_what_was_there_at_one_moment_is_found_and_read_later() -> None:
+    index, rows = LiveIndex(DIM, "f"), vectors(60, 4)
+    index.add(np.arange(40), rows[:40], [{}] * 40)
+    then = index.current()
+    before = index.search(rows[:3], 40, "f")
+    index.add(np.arange(40, 60), rows[40:], [{}] * 20)
+    index.remove(np.arange(0, 40, 2))
+    for one, other in zip(index.search(rows[:3], 40, "f", segments=then), before, strict=True):
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(index.vectors([2, 1], then), rows[[2, 1]])
+    assert index.holds([39, 40, 2, 77], then).tolist() == [True, False, True, False]
+    assert index.holds([39, 40, 2, 77]).tolist() == [True, True, False, False]
+
+
 def test_searching_beside_changes_sees_one_moment() -> None:
     """Row i and i + 1000000 come and go together with one vector; a search sees both or neither."""
     index, stop, wrong = LiveIndex(DIM, "f"), threading.Event(), []
