@@ -21,21 +21,24 @@ export function edit(pool, d, saved) {
   at("demonstration-notice").replaceChildren();
   at("d-id").value = d?.id ?? "";
   at("d-id").readOnly = Boolean(d);
-  at("d-input").value = d?.input ?? "";
-  at("d-output").value = d?.output ?? "";
   at("d-output").hidden = labels.length > 0;
   at("d-label").hidden = !labels.length;
-  offer(at("d-label"), labels.map((label) => [label, label]));
-  if (d && labels.includes(d.output)) at("d-label").value = d.output;
-  at("d-choices").value = (d?.choices ?? []).join("\n");
-  at("d-references").value = (d?.references ?? []).join("\n");
-  at("d-metadata").value = Object.entries(d?.metadata ?? {}).map((pair) => pair.join(" = ")).join("\n");
+  const offered = new Set(labels.length && d ? [...labels, d.output] : labels); // its own may be none of them
+  offer(at("d-label"), [...offered].map((label) => [label, label]));
+  const fields = {
+    input: kept(at("d-input"), d?.input ?? ""),
+    output: kept(at(labels.length ? "d-label" : "d-output"), d?.output ?? at("d-label").value),
+    choices: kept(at("d-choices"), d?.choices ?? [], (all) => all.join("\n"), lines),
+    references: kept(at("d-references"), d?.references ?? [], (all) => all.join("\n"), lines),
+    metadata: kept(at("d-metadata"), d?.metadata ?? {}, written, pairs),
+  };
   at("d-more").open = Boolean(d?.choices || d?.references || d?.metadata || d?.media);
   pictures.set(d?.media);
   form.onsubmit = async (event) => {
     event.preventDefault();
     await attempt(at("demonstration-notice"), async () => {
-      await save(pool, d, filled(labels));
+      const read = Object.entries(fields).map(([name, value]) => [name, value()]);
+      await save(pool, d, { ...Object.fromEntries(read), media: pictures.get() });
       dialog.close();
       await saved();
     }, { control: form.querySelector(".primary") });
@@ -50,18 +53,17 @@ async function save(pool, d, made) {
   else await call("POST", inPool(pool.name, "/demonstrations"), { demonstrations: [{ ...made, ...(id && { id }) }] });
 }
 
-function filled(labels) {
-  const pairs = lines(at("d-metadata").value).map((line) => {
-    const cut = line.indexOf("=");
-    if (cut < 1) throw new Problem("metadata", `“${line}”: write a name, =, and a value.`);
-    return [line.slice(0, cut).trim(), line.slice(cut + 1).trim()];
-  });
-  return {
-    input: at("d-input").value,
-    output: labels.length ? at("d-label").value : at("d-output").value,
-    choices: lines(at("d-choices").value),
-    references: lines(at("d-references").value),
-    metadata: Object.fromEntries(pairs),
-    media: pictures.get(),
-  };
+/** Show a value in a control; what is returned reads it again, and gives the very same back where nobody changed its text. */
+function kept(control, value, write = String, read = String) {
+  control.value = write(value);
+  const shown = control.value; // the browser ends lines in its own way
+  return () => (control.value === shown ? value : read(control.value));
 }
+
+const written = (metadata) => Object.entries(metadata).map((pair) => pair.join(" = ")).join("\n");
+
+const pairs = (text) => Object.fromEntries(lines(text).map((line) => {
+  const cut = line.indexOf("=");
+  if (cut < 1) throw new Problem("metadata", `“${line}”: write a name, =, and a value.`);
+  return [line.slice(0, cut).trim(), line.slice(cut + 1).trim()];
+}));

@@ -30,9 +30,10 @@ export function reviewing(context) {
     const field = `corrected-${row.id}`;
     const output = el("textarea", { id: field, rows: 2 });
     output.value = row.corrected_output ?? "";
+    const shown = output.value; // the browser ends lines in its own way
     const place = el("div");
     const decide = (accept) => attempt(place, async () => {
-      const changed = accept && output.value !== row.corrected_output ? { output: output.value } : {};
+      const changed = accept && output.value !== shown ? { output: output.value } : {};
       await call("POST", inPool(context.pool.name, `/feedback/${row.id}/review`), { accept, ...changed });
       const beside = (node.nextElementSibling ?? node.previousElementSibling)?.querySelector("textarea");
       node.remove();

@@ -50,6 +50,29 @@ def test_demonstrations_are_filtered_added_changed_and_deleted(page: Page, clien
     assert client.get("/v1/pools/tickets/demonstrations/t1").status_code == 404
 
 
+def test_what_is_saved_unchanged_stays_as_it_is(page: Page, client: httpx2.Client) -> None:
+    odd = {
+        "id": "odd",
+        "input": " two\r\n lines ",
+        "output": " free\r\ntext ",
+        "choices": [" a ", "b\nc"],
+        "references": ["x\n\ny", " z"],
+        "metadata": {"a = b": " v ", "k": "one\r\ntwo", "n": "3"},
+    }
+    client.post("/v1/pools", json={"name": "free"}).raise_for_status()
+    client.post("/v1/pools/free/demonstrations", json={"demonstrations": [odd]}).raise_for_status()
+    visit(page, client, "demonstrations", "free")
+    dialog = page.get_by_role("dialog")
+    for change in ({}, {"references": ["new"]}):
+        page.get_by_role("button", name="Edit odd").click()
+        if change:
+            dialog.get_by_label("References").fill("new")
+        with page.expect_response("**/demonstrations/odd"):
+            dialog.get_by_role("button", name="Save").click()
+        expect(dialog).to_be_hidden()
+        assert client.get("/v1/pools/free/demonstrations/odd").json() == {**odd, **change}
+
+
 def test_a_long_list_comes_in_pages(page: Page, client: httpx2.Client) -> None:
     rows = [{"input": f"ticket number {i}", "output": "billing"} for i in range(120)]
     client.post("/v1/pools/empty/demonstrations", json={"demonstrations": rows}).raise_for_status()
