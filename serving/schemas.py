@@ -277,8 +277,10 @@ class OutcomeBody(Body):
         """The same as the store knows it.
 
         Raises:
-            DataError: it says nothing of how good the answer was, or two things at once.
+            DataError: it is of no input, says nothing of how good the answer was, or two things at once.
         """
+        if not self.input.strip():
+            raise DataError(f"{where}: input is empty; nothing can be learnt for no query")
         if self.score is not None and self.correct is not None and self.score != float(self.correct):
             raise DataError(f"{where}: score {self.score} and correct {self.correct} say two things")
         if self.score is None and self.correct is None and self.corrected_output is None:

@@ -39,7 +39,7 @@ function conversation(asked, found, signal) {
     try {
       for await (const piece of stream(body(asked, model()), stopper.signal)) said.append(piece);
       announce(`Answer: ${said.textContent}`);
-      after.replaceChildren(outcome(asked, found, said.textContent));
+      if (asked.queries[0].input.trim()) after.replaceChildren(outcome(asked, found, said.textContent)); // else there is nothing to learn for
     } catch (problem) {
       if (problem.name === "AbortError") announce("Stopped.");
       else showProblem(notice, problem, go);
@@ -60,7 +60,7 @@ function body(asked, model) {
   const { pool, queries, ...settings } = asked;
   const { input, media = [] } = queries[0];
   const pictures = media.map((m) => ({ type: "image_url", image_url: { url: m.uri } }));
-  const content = pictures.length ? [{ type: "text", text: input }, ...pictures] : input;
+  const content = pictures.length ? [...(input ? [{ type: "text", text: input }] : []), ...pictures] : input;
   return { model: `${pool}@${model}`, stream: true, messages: [{ role: "user", content }], udr: settings };
 }
 
@@ -78,26 +78,33 @@ async function* stream(request, signal) {
     throw error.name === "AbortError" ? error : gone();
   }
   if (!answer.ok) throw raised(problemOf(answer.status, await answer.text(), (name) => answer.headers.get(name)));
-  for await (const data of events(answer.body)) {
+  for await (const { event, data } of events(answer.body)) {
     if (data === "[DONE]") return;
-    const piece = parsed(data).choices?.[0]?.delta?.content;
+    const said = parsed(data);
+    if (event === "error" || said?.error || said?.object === "error") throw failed(said);
+    const piece = said?.choices?.[0]?.delta?.content;
     if (piece) yield piece;
   }
   throw broken();
 }
 
-/** The data of server-sent events. */
+/** Server-sent events: their names and data. */
 async function* events(bytes) {
   const reader = bytes.getReader();
   const decoder = new TextDecoder();
   let waiting = "";
+  let event = "";
   try {
     for (;;) {
       const { done, value } = await reader.read();
       if (done) return;
       const whole = (waiting + decoder.decode(value, { stream: true })).split(/\r?\n/);
       waiting = whole.pop();
-      for (const line of whole) if (line.startsWith("data:")) yield line.slice(5).trim();
+      for (const line of whole) {
+        if (line.startsWith("event:")) event = line.slice(6).trim();
+        else if (line.startsWith("data:")) yield { event, data: line.slice(5).trim() };
+        else if (!line) event = "";
+      }
     }
   } catch (error) {
     throw error.name === "AbortError" ? error : broken();
@@ -112,6 +119,12 @@ function parsed(data) {
   } catch {
     throw new Problem("unreadable answer", `The LLM server sent ${data.slice(0, 100)}`);
   }
+}
+
+/** What an LLM server says that fails in the middle of its answer. */
+function failed(said) {
+  const error = said?.error ?? said;
+  return new Problem("the LLM server failed", String(error?.message ?? (typeof error === "string" ? error : JSON.stringify(error))).slice(0, 300));
 }
 
 const broken = () => new Problem("answer broken off", "The LLM server broke off before its answer was whole.");

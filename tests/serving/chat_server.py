@@ -16,7 +16,7 @@ class ChatServer:
     """Keeps what it was asked.
 
     `fault` is one of: "" none; "refuse": 429 with Retry-After; "hang": silence; "break": the connection is dropped
-    after two words; "slow": a word every `pause` seconds.
+    after two words; "error": so is an error told of in the stream; "slow": a word every `pause` seconds.
     """
 
     def __init__(self) -> None:
@@ -120,6 +120,11 @@ def chat_server() -> Iterator[ChatServer]:
                         own.stopping.wait(own.pause)  # the two words are read before the end is
                         self.close_connection = True
                         return
+                    if own.fault == "error" and i == 2:
+                        self.chunk(
+                            'data: {"error": {"message": "out of memory", "type": "server_error", "code": 500}}\n\n'
+                        )
+                        break
                     choice = {"index": 0, "delta": {"content": WORDS[i % len(WORDS)]}, "finish_reason": None}
                     self.chunk(f"data: {json.dumps(self.frame('chat.completion.chunk', choice))}\n\n")
                     if own.fault == "slow" and own.stopping.wait(own.pause):

@@ -127,6 +127,8 @@ def test_what_says_nothing_or_cannot_be_is_refused_whole(client: TestClient, poo
     good = {**OUTCOME, "correct": True}
     for change, words in (
         ({}, "outcomes.1: needs a score"),
+        ({"input": "", "correct": True}, "outcomes.1: input is empty"),
+        ({"input": " \n", "corrected_output": "printer"}, "outcomes.1: input is empty"),
         ({"score": 2}, "less than or equal to 1"),
         ({"score": 0.5, "correct": True}, "two things"),
         ({"corrected_output": "coffee"}, "'coffee' is not in the verbaliser"),

@@ -27,7 +27,7 @@ def own(tmp_path: Path, **more: str) -> Settings:
 
 @pytest.mark.parametrize(
     ("fault", "words"),
-    [("refuse", "too much to do"), ("break", "broke off before its answer was whole")],
+    [("refuse", "too much to do"), ("break", "broke off before its answer was whole"), ("error", "out of memory")],
 )
 def test_what_the_llm_server_does_wrong_is_said(
     page: Page, client: httpx2.Client, upstream: ChatServer, fault: str, words: str
@@ -41,9 +41,18 @@ def test_what_the_llm_server_does_wrong_is_said(
         expect(page.get_by_role("button", name="Try again in")).to_be_disabled()
         return
     expect(page.locator(".answer")).to_have_text("It is ")
+    expect(page.get_by_text("Was it right?")).to_have_count(0)
     upstream.fault = ""
     page.get_by_role("button", name="Try again").click()
     expect(page.locator(".answer")).to_have_text("It is a Printer.")
+
+
+def test_a_query_without_words_is_not_judged(page: Page, client: httpx2.Client, upstream: ChatServer) -> None:
+    visit(page, client, "try")
+    find(page, " ")
+    page.get_by_role("button", name="Ask gemma").click()
+    expect(page.get_by_role("alert")).to_contain_text("no text")
+    expect(page.get_by_text("Was it right?")).to_have_count(0)
 
 
 def test_without_an_llm_server_the_page_says_so(page: Page, tmp_path: Path) -> None:
