@@ -10,13 +10,13 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import suppress
 from tempfile import TemporaryFile
 
 import structlog
 
-from serving.catalog import Catalog, Pool
+from serving.catalog import Catalog, Pool, Tell
 from serving.loading import batches, rows_of
 from serving.sql.audit import AuditLog, acting
 from serving.sql.jobs import JobLost, JobRow, Jobs, Step
@@ -152,14 +152,14 @@ class Background:
     def _step(self, job: JobRow) -> Step:
         return Step(job.id, self.owner, job.position, job.line, job.done)
 
-    def _teller(self, step: Step, count: str = "") -> Callable[[int], None]:
-        """What notes that so many more are encoded: as a count of the job, or as its progress."""
+    def _teller(self, step: Step, count: str = "") -> Tell:
+        """What notes that so many more are encoded, as a count of the job or as its progress, and which cannot be."""
 
-        def tell(more: int) -> None:
+        def tell(more: int, unread: Sequence[str]) -> None:
             nonlocal step
             if not count:
                 step = step._replace(done=step.done + more)
-            self._jobs.advance(step, **({count: more} if count else {}))
+            self._jobs.advance(step._replace(notes=unread), **({count: more} if count else {}))
             self._go_on()
 
         return tell

@@ -14,9 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import structlog
 
 from serving.batching import EncodingWorker
 from serving.choosing import Answer, Found, PassedOver, Search, Vectors, choose
@@ -31,14 +32,17 @@ from udr.segments import Segment
 from udr.tasks.spec import TaskSpec
 from udr.types import Demonstration, FloatArray, Hits, Query
 
-__all__ = ["BM25_NAME", "HYBRID", "Catalog", "Pool", "Ranking"]
+__all__ = ["BM25_NAME", "HYBRID", "Catalog", "Pool", "Ranking", "Tell"]
 
 BM25_NAME = "bm25"
 HYBRID = "hybrid"  # BM25 and the pool's own retriever together
+_log = structlog.get_logger("udr.serving")
 _PAGE = 2000  # demonstrations that a new retriever is shown
 _REMEMBERED = 50_000  # demonstrations that need not be read from the database again: some 50 MB
 _LIGHT = 8192  # characters of media of a demonstration that may be remembered; pictures are read again
 _AT_ONCE = 256  # demonstrations encoded for one transaction
+Tell = Callable[[int, Sequence[str]], None]
+"""Hears how many more demonstrations are encoded, and of each that cannot be, why; may raise to stop."""
 _SPARE = 4  # hits beyond those wanted, for some may be deleted while they are fetched
 
 
@@ -57,6 +61,14 @@ class Ranking:
     name: str
     encoding: Encoding | None
     lexical: bool
+
+
+class _Encoded(NamedTuple):
+    """Rows and their vectors (m, d), and of the rows that cannot be encoded, why."""
+
+    rows: list[int]
+    vectors: FloatArray
+    unread: dict[int, str]
 
 
 class Catalog:
@@ -238,8 +250,8 @@ class Catalog:
                 return found, 0
             after = rows[-1].row
 
-    def complete(self, pool: Pool, tell: Callable[[int], None]) -> None:
-        """Encode whatever of a pool has no vector yet; `tell` hears how many more are done."""
+    def complete(self, pool: Pool, tell: Tell) -> None:
+        """Encode whatever of a pool has no vector yet and can be encoded."""
         while True:
             try:
                 for encoding in self._kept(pool):
@@ -378,39 +390,49 @@ class Catalog:
 
     # -- encodings
 
-    def become(self, pool: Pool, retriever: str, tell: Callable[[int], None] | None = None) -> None:
+    def become(self, pool: Pool, retriever: str, tell: Tell | None = None) -> None:
         """Encode a pool under another retriever, and let that answer once nothing is missing.
 
         Args:
             pool: which goes on to answer as before meanwhile.
             retriever: a name of `Retrievers`.
-            tell: hears how many more demonstrations are encoded, and may raise to stop.
+            tell: of how far it is.
 
         Raises:
             UnknownNameError: no such retriever.
             ArtifactError: its files are damaged.
+            DataError: a demonstration cannot be encoded by it (names it and says why).
         """
         sample = [s.demonstration for s in self.store.page(pool.row.id, 0, _PAGE)]
         encoder, weights = self.retrievers.open(retriever, pool.spec, sample)
         row = self.store.open_encoding(pool.row.id, retriever, encoder.fingerprint, encoder.dim, weights)
         encoding = self._dense.get(row.id) or self._opened(row, encoder)
         while True:
-            self._fill(pool, encoding, tell)
+            unread = self._fill(pool, encoding, tell)
             encoding.follow(self.store, self.pool_of(pool.row.id).row.seq)  # so that the first request finds it so
             if self.store.activate(pool.row.id, row.id):
                 break
+            if left := self.store.get(pool.row.id, list(unread)):
+                raise DataError(
+                    f"the pool answers as before, for {len(left)} of its demonstrations cannot be encoded: "
+                    f"{unread[min(left)]}; delete or replace what cannot, and switch again"
+                )
         self._dense[row.id] = encoding
 
     def roll_back(self, pool: Pool) -> Pool:
         """Let the encoding answer that did before the last switch.
 
         Raises:
-            ConflictError: there was none, or a load is under way that has not encoded all under it yet.
+            ConflictError: there was none, or a demonstration has no vector under it: it cannot be encoded (names it
+                and says why), or a load is under way.
         """
         if not pool.row.previous:
             raise ConflictError(f"pool {pool.row.name!r} has no retriever to go back to")
         encoding = self._encoding(pool, pool.row.previous)
         if not self.store.activate(pool.row.id, encoding.row.id):
+            missing = self.store.unencoded(pool.row.id, encoding.row.id, 0, 1)
+            for why in self._encoded(encoding, missing).unread.values():
+                raise ConflictError(f"pool {pool.row.name!r}: {why}; delete or replace it, and go back")
             raise ConflictError(f"pool {pool.row.name!r}: a load is under way; go back when it has ended")
         return self.pool_of(pool.row.id)
 
@@ -465,21 +487,54 @@ class Catalog:
             self._remembered |= {stored.row: stored for stored in rows if _is_light(stored)}
             self._read_to[pool_id] = rows[-1].row
 
-    def _fill(self, pool: Pool, encoding: Encoding, tell: Callable[[int], None] | None) -> None:
-        """Encode what has no vector under an encoding yet."""
+    def _fill(self, pool: Pool, encoding: Encoding, tell: Tell | None) -> dict[int, str]:
+        """Encode what has no vector under an encoding yet; give the rows that cannot be encoded, and why."""
         after, found = 0, False
+        unread: dict[int, str] = {}
         while True:
             missing = self.store.unencoded(pool.row.id, encoding.row.id, after, _AT_ONCE)
             if not missing:
                 if not found:
-                    return
+                    return unread
                 after, found = 0, False  # once more from the beginning, for what came meanwhile
                 continue
-            vectors = self.worker.encode_demonstrations(encoding.encoder, [s.demonstration for s in missing])
-            self.store.add_vectors(pool.row.id, encoding.row.id, [s.row for s in missing], vectors)
-            after, found = missing[-1].row, True
-            if tell:
-                tell(len(missing))
+            after = missing[-1].row
+            if fresh := [s for s in missing if s.row not in unread]:
+                rows, vectors, failed = self._encoded(encoding, fresh)
+                self.store.add_vectors(pool.row.id, encoding.row.id, rows, vectors)
+                unread |= failed
+                found = True
+                if tell:
+                    tell(len(rows), list(failed.values()))
+
+    def _encoded(self, encoding: Encoding, stored: Sequence[Stored]) -> _Encoded:
+        """Vectors of demonstrations, without those that cannot be encoded; these are found by halving."""
+        rows, vectors, failed = list[int](), list[FloatArray](), dict[int, Exception]()
+        waiting = [stored]
+        while waiting:
+            some = waiting.pop()
+            try:
+                found = self.worker.encode_demonstrations(encoding.encoder, [s.demonstration for s in some])
+            except Exception as error:  # encoders and what they decode with raise many types
+                if isinstance(error, UDRError) and not isinstance(error, DataError):
+                    raise  # it is not the demonstration's fault
+                if len(some) > 1:
+                    waiting += [some[len(some) // 2 :], some[: len(some) // 2]]
+                else:
+                    failed[some[0].row] = error
+            else:
+                rows += [s.row for s in some]
+                vectors.append(found)
+        if strange := next((error for error in failed.values() if not isinstance(error, UDRError)), None):
+            _log.warning("encoding", retriever=encoding.row.retriever, exc_info=strange)  # one is enough
+        unread = {s.row: _why(encoding, s, failed[s.row]) for s in stored if s.row in failed}
+        return _Encoded(rows, np.vstack([np.empty((0, encoding.encoder.dim), np.float32), *vectors]), unread)
+
+
+def _why(encoding: Encoding, stored: Stored, error: Exception) -> str:
+    reason = str(error) if isinstance(error, UDRError) else f"{type(error).__name__}: {error}"
+    what = f"id {stored.demonstration.id!r}: {encoding.row.retriever!r} cannot encode it"
+    return f"{what} ({' '.join(reason.split())})"
 
 
 def _is_light(stored: Stored) -> bool:

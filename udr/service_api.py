@@ -80,7 +80,7 @@ class Job(NamedTuple):
     state: str
     done: int
     total: int
-    errors: list[tuple[int, str]]  # the line and what is wrong with it
+    errors: list[tuple[int | None, str]]  # the line and what is wrong with it; None: with what is stored
     error: str | None
     counts: dict[str, int]
 

@@ -116,13 +116,15 @@ function said(job) {
   return `${job.state[0].toUpperCase()}${job.state.slice(1)}: ${counts}${left}.`;
 }
 
-/** Lines that could not be used; of a CSV file by its own lines. */
+/** Lines that could not be used, of a CSV file by its own lines; and, without one, what is stored and cannot be encoded. */
 function showRefused(job, places) {
   if (!job.errors.length) return;
-  const rows = job.errors.map((e) => el("tr", {}, el("td", { class: "n" }, String(places?.[e.line - 1] ?? e.line)), el("td", {}, e.detail)));
-  const more = job.refused > job.errors.length ? `, the first ${job.errors.length} of ${number(job.refused)}` : "";
+  const rows = job.errors.map((e) => el("tr", {}, el("td", { class: "n" }, String(places?.[e.line - 1] ?? e.line ?? "")), el("td", {}, e.detail)));
+  const lines = job.errors.filter((e) => e.line !== null).length;
+  const more = job.refused > lines ? `, the first ${lines} of ${number(job.refused)}` : "";
+  const stored = rows.length > lines ? `, ${number(rows.length - lines)} stored and not encoded` : "";
   at("refused").replaceChildren(el("div", { class: "scrolling" }, el("table", {},
-    el("caption", {}, `${count(job.refused ?? rows.length, "refused line")}${more}`),
+    el("caption", {}, `${count(job.refused ?? lines, "refused line")}${more}${stored}`),
     el("thead", {}, el("tr", {}, el("th", { class: "n", scope: "col" }, "Line"), el("th", { scope: "col" }, "Why"))),
     el("tbody", {}, rows))));
 }

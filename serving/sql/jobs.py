@@ -18,7 +18,7 @@ from udr.errors import ConflictError, NotFoundError, UDRError
 __all__ = ["COUNTS", "JobLost", "JobRow", "Jobs", "LineError", "Step", "advance"]
 
 COUNTS = ("created", "replaced", "unchanged", "refused", "encoded")
-_KEPT = 1000  # errors of lines that a job keeps; all are counted
+_KEPT = 1000  # errors of lines, and notes, that a job keeps; all lines are counted
 _SILENT = 10.0  # seconds after which a process that is not heard of is taken for dead
 _STALE = 3600.0  # seconds after which an upload that did not go on is forgotten
 _DEATHS = 3  # processes that may end at one piece of a job before it is given up: it may be what ends them
@@ -54,7 +54,7 @@ class JobRow:
     done: int
     total: int
     counts: Mapping[str, int]
-    errors: Sequence[tuple[int, str]]
+    errors: Sequence[tuple[int | None, str]]
     error: str | None
     owner: str | None
     beat: float
@@ -72,6 +72,7 @@ class Step(NamedTuple):
     line: int
     done: int
     refused: Sequence[LineError] = ()
+    notes: Sequence[str] = ()  # what is to be told that belongs to no line; what was told before is not told again
     total: int | None = None  # what `done` will come to, where that was not known before
     lines: Mapping[str, int] = MappingProxyType({})  # of each demonstration that is written, by its id
 
@@ -88,12 +89,13 @@ def advance(c: sa.Connection, step: Step, **counts: int) -> None:
         raise JobLost(f"job {step.job}: cancelled, or taken over by another process")
     total = {name: row.counts.get(name, 0) + counts.get(name, 0) for name in COUNTS}
     total["refused"] += len(step.refused)
+    notes = [note for note in ([None, text] for text in step.notes) if note not in row.errors]
     values = {
         "position": step.position,
         "line": step.line,
         "done": step.done,
         "counts": total,
-        "errors": [*row.errors, *(list(e) for e in step.refused)][:_KEPT],
+        "errors": [*row.errors, *(list(e) for e in step.refused), *notes][:_KEPT],
         "beat": time.time(),
         "deaths": 0,  # it goes on, so it is not what ended the processes before
         **({} if step.total is None else {"total": step.total}),

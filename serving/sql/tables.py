@@ -164,7 +164,7 @@ job = Table(
     Column("done", BigInteger, nullable=False),
     Column("total", BigInteger, nullable=False),
     Column("counts", JSON, nullable=False),  # created, replaced, unchanged, refused
-    Column("errors", JSON, nullable=False),  # the first of them, each with its line
+    Column("errors", JSON, nullable=False),  # the first of them, each with its line; null: what is no line's
     Column("error", Text),  # why the whole failed
     Column("owner", Text),  # the process at work
     Column("beat", Float, nullable=False),  # when it was last heard of

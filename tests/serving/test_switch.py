@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,10 +13,13 @@ from fastapi.testclient import TestClient
 
 import serving.catalog
 from serving.app import create_app
+from serving.retrievers import PoolEncoder
 from serving.settings import Settings
 from tests.serving.tools import finished, refused
 from udr.encoder import build_encoder
+from udr.errors import DataError
 from udr.fakes import FakeEncoder
+from udr.mixture import MixedEncoder
 from udr.retriever import save_task
 from udr.tasks.spec import TaskSpec
 from udr.types import Demonstration, FloatArray
@@ -137,6 +141,60 @@ def test_a_switch_that_fails_or_is_cancelled_leaves_the_pool_as_it_was(client: T
     refused(client.delete(f"/v1/jobs/{begun.json()['id']}"), 409, "ended")
     assert client.get("/v1/pools/tickets").json()["retriever"] == "dense"
     assert len(retrieve(client, "tickets", "ticket", k=1000)) == 300
+
+
+def unreadable(by: type, error: Exception) -> Any:
+    """Encodes demonstrations as ever, but not under such an encoder where their input is `unreadable`."""
+    encode = PoolEncoder.encode_demonstrations
+
+    def picky(self: PoolEncoder, demonstrations: Sequence[Demonstration]) -> FloatArray:
+        if isinstance(self.encoder, by) and any("unreadable" in d.input for d in demonstrations):
+            raise error
+        return encode(self, demonstrations)
+
+    return picky
+
+
+@pytest.mark.parametrize("error", [DataError("no picture"), RuntimeError("index\nout of range")])
+def test_a_row_that_cannot_be_encoded_is_told_and_keeps_no_other_from_it(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr(PoolEncoder, "encode_demonstrations", unreadable(FakeEncoder, error))
+    assert client.post("/v1/pools", json={"name": "tickets"}).status_code == 201
+    bad = {str(i): {"id": str(i), "input": f"unreadable {i}", "output": "x"} for i in (3, 4, 280)}
+    body = b"".join(json.dumps(bad.get(row["id"], row)).encode() + b"\n" for row in ROWS)
+    for encoded in (297, 0):
+        begun = client.post("/v1/pools/tickets/load", content=body, headers={"content-type": "application/x-ndjson"})
+        job = finished(client, begun)
+        assert (job["refused"], job["encoded"]) == (0, encoded)
+        assert [e["line"] for e in job["errors"]] == [None] * 3
+        for row, told in zip(bad, job["errors"], strict=True):
+            assert f"id {row!r}" in told["detail"]
+            assert " ".join(str(error).split()) in told["detail"]
+    assert len(retrieve(client, "tickets", "ticket", k=1000)) == 297
+    assert len(retrieve(client, "tickets", "ticket", k=1000, retriever="bm25")) == 300
+
+
+def test_a_switch_and_a_roll_back_say_which_row_prevents_them(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(client, "tickets", [{"id": "b", "input": "unreadable", "output": "x"}, *ROWS[:20]])
+    place, encode = "/v1/pools/tickets", PoolEncoder.encode_demonstrations
+    monkeypatch.setattr(PoolEncoder, "encode_demonstrations", unreadable(MixedEncoder, DataError("no picture")))
+    failed = finished(client, client.put(f"{place}/retriever", json={"retriever": "mine"}), "failed")
+    assert "id 'b': 'mine' cannot encode it (no picture)" in failed["error"]
+    assert failed["done"] == 20
+    assert failed["errors"][0]["detail"] in failed["error"]
+    assert client.get(place).json()["retriever"] == "dense"
+    monkeypatch.setattr(PoolEncoder, "encode_demonstrations", encode)
+    finished(client, client.put(f"{place}/retriever", json={"retriever": "mine"}))
+    monkeypatch.setattr(PoolEncoder, "encode_demonstrations", unreadable(FakeEncoder, DataError("no picture")))
+    body = b'{"id": "c", "input": "unreadable too", "output": "x"}'
+    begun = client.post(f"{place}/load", content=body, headers={"content-type": "application/x-ndjson"})
+    assert finished(client, begun)["encoded"] == 1
+    refused(client.post(f"{place}/retriever/rollback"), 409, "id 'c': 'dense' cannot encode it (no picture)")
+    assert client.delete(f"{place}/demonstrations/c").status_code == 204
+    assert client.post(f"{place}/retriever/rollback").json()["retriever"] == "dense"
 
 
 class Failing(FakeEncoder):
