@@ -15,6 +15,7 @@ from serving.dependencies import Parts, too_many, visible
 from serving.loading import check_text
 from serving.retrievers import PoolEncoder
 from serving.schemas import FittedBody, RetrieveBody
+from udr.errors import ConfigError
 from udr.filters import parse_filter
 from udr.retriever import arranged_prompt
 from udr.types import FloatArray, Prompt, Query
@@ -22,6 +23,7 @@ from udr.types import FloatArray, Prompt, Query
 __all__ = ["TOLD", "Retrieval", "encode", "fit", "retrieve"]
 
 T = TypeVar("T")
+_CONSIDERED = 5  # demonstrations that may be considered for each that may be given
 TOLD = 10  # demonstrations not chosen that `explain` tells of
 
 
@@ -67,7 +69,7 @@ async def retrieve(
         known: the pool where it was looked up already.
 
     Raises:
-        UDRError: as the parts of the service do.
+        UDRError: as the parts of the service do; the queries together ask for too much.
         HTTPException: there are too many queries.
     """
     too_many("queries", len(body.queries), parts.settings.max_items)
@@ -83,6 +85,8 @@ async def retrieve(
         body.without_copies,
         TOLD if body.explain else 0,
     )
+
+    _check_size(len(queries), body.k, search, parts.settings.max_results)
 
     def rest(pool: Pool, ranking: Ranking, vectors: FloatArray | None) -> T:
         cut = ranking.encoding.encoder.tokens_cut(queries) if ranking.encoding else [0] * len(queries)
@@ -101,6 +105,20 @@ async def retrieve(
         vectors = await asyncio.wrap_future(parts.worker.encode_queries(ranking.encoding.encoder, queries))
         made = await run_sync(rest, pool, ranking, vectors)
     return cast(T, made)
+
+
+def _check_size(n: int, k: int, search: Search, limit: int) -> None:
+    """Refuse a request whose queries together ask for too much.
+
+    Raises:
+        ConfigError: more than `limit` demonstrations, or more than five times as many to choose among.
+    """
+    for what, each, most in (("k", k, limit), ("considered", search.wanted, _CONSIDERED * limit)):
+        if n * each > most:
+            raise ConfigError(
+                f"{what}: {n} queries of {each} demonstrations each; a request has at most {most} "
+                "together: ask for fewer, or in several requests"
+            )
 
 
 def fit(body: FittedBody, parts: Parts, made: Retrieval) -> list[Prompt]:

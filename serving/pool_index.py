@@ -131,12 +131,10 @@ class Lexical:
         hits = _no_hits(len(queries), k)
         if self._bm25 is None:
             return hits
-        mask = self._codebook.admitted(conditions, self._columns, len(self._rows))
-        places, scores = self._bm25.search([q.input for q in queries], len(self._rows) if conditions else k)
-        for i in range(len(queries)):
-            keep = np.flatnonzero(mask[places[i]])[:k]
-            hits.rows[i, : len(keep)] = self._rows[places[i, keep]]
-            hits.scores[i, : len(keep)] = scores[i, keep]
+        admitted = self._codebook.admitted(conditions, self._columns, len(self._rows)) if conditions else None
+        places, scores = self._bm25.search([q.input for q in queries], k, admitted)
+        hits.rows[:, : places.shape[1]] = self._rows[places]
+        hits.scores[:, : places.shape[1]] = scores
         return hits
 
 

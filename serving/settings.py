@@ -55,6 +55,9 @@ class Settings(BaseSettings):
     max_body: int = Field(16_000_000, ge=1, description="Bytes of a request's body.")
     max_load: int = Field(2_000_000_000, ge=1, description="Bytes of a load's body.")
     max_items: int = Field(1000, ge=1, description="Demonstrations or queries in one request.")
+    max_results: int = Field(
+        20_000, ge=1, description="Demonstrations for all queries of a request; five times as many are considered."
+    )
     max_text: int = Field(100_000, ge=1, description="Characters of an input or output.")
     query_precision: Literal["auto", "float32", "int8"] = Field(
         "auto", description="int8: quicker queries, a little beside their place; auto: where the CPU has a unit for it."

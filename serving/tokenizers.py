@@ -17,8 +17,8 @@ BYTES = "bytes"
 class _Bytes:
     """Counts bytes: no byte-level tokenizer makes more tokens of a text, so a budget in bytes always holds."""
 
-    def encode(self, text: str) -> list[int]:
-        return list(text.encode("utf-8", "surrogatepass"))
+    def encode(self, text: str) -> bytes:
+        return text.encode("utf-8", "surrogatepass")
 
 
 class _Loaded:

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from udr.errors import MissingDependencyError
 from udr.types import Demonstration, FloatArray, IntArray
@@ -30,15 +31,24 @@ class BM25:
         tokens = [[*t, "\0"] for t in self._tokenise([getattr(d, field) for d in pool])]
         self._retriever.index(tokens, show_progress=False)
 
-    def search(self, texts: Sequence[str], k: int) -> tuple[IntArray, FloatArray]:
-        """Best `k` pool positions of each text and their scores, (n, k) both; ties go to the earlier position."""
-        k = min(k, self._size)
+    def search(
+        self, texts: Sequence[str], k: int, admitted: NDArray[np.bool_] | None = None
+    ) -> tuple[IntArray, FloatArray]:
+        """Best `k` pool positions of each text and their scores, (n, k) both; ties go to the earlier position.
+
+        Args:
+            texts: (n).
+            k: how many; there are fewer columns where fewer are admitted.
+            admitted: (size,) of the pool, whether a position may be given; None: all may.
+        """
+        places = np.arange(self._size) if admitted is None else np.flatnonzero(admitted)
+        k = min(k, len(places))
         rows = np.empty((len(texts), k), dtype=np.int64)
         scores = np.empty((len(texts), k), dtype=np.float32)
         for i, tokens in enumerate(self._tokenise(list(texts))):
             known = [t for t in tokens if t in self._retriever.vocab_dict]
             all_scores = self._retriever.get_scores(known) if known else np.zeros(self._size, dtype=np.float32)
-            rows[i] = np.argsort(-all_scores, kind="stable")[:k]
+            rows[i] = places[np.argsort(-all_scores[places], kind="stable")[:k]]
             scores[i] = all_scores[rows[i]]
         return rows, scores
 

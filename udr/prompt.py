@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 from udr.errors import PromptTooLong
@@ -13,6 +15,9 @@ from udr.types import Demonstration, Dropped, Media, Prompt, Query, Tokenizer
 
 __all__ = ["as_messages", "build_prompt", "for_encoder", "rearrange", "render", "render_demonstration", "render_query"]
 
+_IN_VAIN = 2_000_000  # characters read of what did not fit, after which the rest is not tried: some second
+_TRIES = 16  # that did not fit and are tried all the same
+_PACKED = 16  # characters of a token, far more than tokenizers reach: more of them are not tried together
 _SOUND = re.compile(r"data:audio/(?:x-)?([\w.+-]+)(?:;[^,;]+)*;base64,", re.IGNORECASE)
 _FORMATS = {"mpeg": "mp3", "wave": "wav", "vnd.wave": "wav"}  # as OpenAI's API calls them
 
@@ -83,7 +88,9 @@ def build_prompt(
 ) -> Prompt:
     """Take demonstrations, best first, while they fit; one that does not fit is skipped and the next one tried.
 
-    Where the best ones fit together, which one count tells, they are the prompt.
+    Several are tried at once: where the best ones fit together, which one count tells, they are the prompt; where they
+    do not, half as many are tried, and twice as many where they do. After many that did not fit, of as much text as
+    takes a tokenizer a second, the rest is not tried.
 
     The whole text is counted by the LM's own tokenizer, separators and BOS-free, so `tokens + reserve ≤ budget`
     holds exactly. `reserve` keeps room for the answer. `k` bounds how many are taken; None takes all that fit.
@@ -91,12 +98,41 @@ def build_prompt(
     Raises:
         PromptTooLong: the query alone exceeds the budget.
     """
-    if k is not None:
-        best = tuple(ranked[:k][::-1])  # the best one stands next to the query
-        text = render(spec, best, query)
-        tokens = len(tokenizer.encode(text))
-        if tokens + reserve <= budget:
-            return Prompt(text, best, (), tokens, budget)
+    most = len(ranked) if k is None else min(k, len(ranked))
+    lengths = [0, *accumulate(len(d.input) + len(d.output) for d in ranked)]
+    taken: list[Demonstration] = []
+    dropped: list[Dropped] = []
+    text, tokens = None, 0
+    start, several, in_vain = 0, most, 0
+    while start < len(ranked) and len(taken) < most and (in_vain < _IN_VAIN or len(dropped) < _TRIES):
+        fitting = bisect_right(lengths, lengths[start] + _PACKED * budget) - 1 - start
+        several = max(1, min(several, fitting, most - len(taken), len(ranked) - start))
+        trial = [*ranked[start : start + several][::-1], *taken]  # the best one stands next to the query
+        trial_text = render(spec, trial, query)
+        trial_tokens = len(tokenizer.encode(trial_text))
+        if trial_tokens + reserve <= budget:
+            taken, text, tokens = trial, trial_text, trial_tokens
+            start, several = start + several, 2 * several
+            continue
+        in_vain += len(trial_text)
+        if text is None:
+            text, tokens = _alone(spec, query, tokenizer, budget, reserve)
+        if several == 1:
+            need, left = trial_tokens - tokens, budget - reserve - tokens
+            dropped.append(Dropped(ranked[start].id, f"needs {need} tokens, {left} left of {budget}", need))
+            start += 1
+        several = max(1, several // 2)
+    if text is None:
+        text, tokens = _alone(spec, query, tokenizer, budget, reserve)
+    return Prompt(text, tuple(taken), tuple(dropped), tokens, budget)
+
+
+def _alone(spec: TaskSpec, query: Query, tokenizer: Tokenizer, budget: int, reserve: int) -> tuple[str, int]:
+    """The query without a demonstration, and its tokens.
+
+    Raises:
+        PromptTooLong: it exceeds the budget.
+    """
     text = render(spec, [], query)
     tokens = len(tokenizer.encode(text))
     if tokens + reserve > budget:
@@ -104,21 +140,7 @@ def build_prompt(
             f"query {query.id}: {tokens} tokens and {reserve} for the answer exceed the budget of {budget}; "
             "raise the token budget or shorten the input"
         )
-    taken: list[Demonstration] = []
-    dropped: list[Dropped] = []
-    for demonstration in ranked:
-        if k is not None and len(taken) >= k:
-            break
-        trial = [demonstration, *taken]
-        trial_text = render(spec, trial, query)
-        trial_tokens = len(tokenizer.encode(trial_text))
-        if trial_tokens + reserve <= budget:
-            taken, text, tokens = trial, trial_text, trial_tokens
-        else:
-            need = trial_tokens - tokens
-            left = budget - reserve - tokens
-            dropped.append(Dropped(demonstration.id, f"needs {need} tokens, {left} left of {budget}", need))
-    return Prompt(text, tuple(taken), tuple(dropped), tokens, budget)
+    return text, tokens
 
 
 def rearrange(

@@ -210,7 +210,7 @@ class Encoder(Protocol):
 class Tokenizer(Protocol):
     """Counts as the LM counts."""
 
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str) -> Sequence[int]: ...
 
 
 @runtime_checkable

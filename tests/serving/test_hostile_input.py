@@ -27,6 +27,17 @@ def one_line(answer: Any, *statuses: int) -> None:
     assert "\n" not in answer.json()["detail"]
 
 
+def test_queries_that_ask_for_a_million_demonstrations_are_refused(client: TestClient, pool: str) -> None:
+    for path in ("/v1/retrieve", "/v1/prompt"):
+        asked = {"pool": "p", "queries": ["x"] * 1000, "k": 1000}
+        one_line(client.post(path, json=asked), 422)
+        assert "at most 20000" in client.post(path, json=asked).json()["detail"]
+        considered = {"pool": "p", "queries": ["x"] * 1000, "selection": "mmr", "considered": 1000}
+        one_line(client.post(path, json=considered), 422)
+        assert client.post(path, json=considered | {"considered": 100, "k": 2}).status_code == 200
+    assert client.post("/v1/retrieve", json={"pool": "p", "queries": ["x"] * 20, "k": 1000}).status_code == 200
+
+
 BODIES = {
     "open": b"[" * 200_000,
     "deep list": b'{"pool": "p", "queries": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",

@@ -49,6 +49,18 @@ def test_scores_and_order_are_those_of_the_formula(documents: list[str], query: 
     np.testing.assert_allclose(scores[0], sorted(expected, reverse=True)[:k], rtol=1e-5, atol=1e-6)
 
 
+@given(st.lists(st.tuples(texts, st.booleans()), min_size=1, max_size=8), texts, st.integers(1, 10))
+def test_of_the_admitted_ones_the_best_are_found_however_far_behind(
+    documents: list[tuple[str, bool]], query: str, k: int
+) -> None:
+    bm25 = BM25([Demonstration(str(i), d, "") for i, (d, _) in enumerate(documents)])
+    rows, scores = bm25.search([query], k, np.array([own for _, own in documents]))
+    whole, all_scores = bm25.search([query], len(documents))
+    keep = [i for i, row in enumerate(whole[0]) if documents[row][1]][:k]
+    np.testing.assert_array_equal(rows[0], whole[0, keep])
+    np.testing.assert_array_equal(scores[0], all_scores[0, keep])
+
+
 @given(st.lists(texts, min_size=1, max_size=6), st.lists(texts, min_size=1, max_size=4))
 def test_a_query_is_answered_alone_as_among_others(documents: list[str], queries: list[str]) -> None:
     bm25 = BM25([Demonstration(str(i), d, "") for i, d in enumerate(documents)])

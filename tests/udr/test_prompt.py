@@ -137,6 +137,51 @@ def test_tokens_are_exact_and_never_above_the_budget(
         assert len(tokenizer.encode(trial)) > budget - reserve
 
 
+class Counting:
+    """Counts words, and how often and how much it was asked to read."""
+
+    def __init__(self) -> None:
+        self.calls, self.characters = 0, 0
+
+    def encode(self, text: str) -> list[int]:
+        self.calls, self.characters = self.calls + 1, self.characters + len(text)
+        return LM.encode(text)
+
+
+@given(st.lists(st.integers(1, 12), max_size=40), st.integers(8, 300), st.one_of(st.none(), st.integers(0, 30)))
+def test_several_at_once_are_those_that_one_after_another_would_be(
+    sizes: list[int], budget: int, k: int | None
+) -> None:
+    spec = TaskSpec(name="t", family="f", kind="generation", metric="exact_match")
+    ranked = [demonstration(str(i), n) for i, n in enumerate(sizes)]
+    taken: list[Demonstration] = []
+    dropped = []
+    for d in ranked:
+        if len(taken) == k:
+            break
+        if len(LM.encode(render(spec, [d, *taken], Query("q", "one")))) <= budget:
+            taken.insert(0, d)
+        else:
+            dropped.append(d.id)
+    prompt = build_prompt(spec, Query("q", "one"), ranked, LM, budget, k=k)
+    assert list(prompt.demonstrations) == taken
+    assert [d.demonstration_id for d in prompt.dropped] == dropped
+
+
+def test_a_prompt_of_thousands_is_put_together_in_few_counts(copying: TaskSpec) -> None:
+    query, many = Query("q", "one"), [demonstration(str(i), 5) for i in range(2000)]
+    whole = Counting()
+    assert len(build_prompt(copying, query, many, whole, 1_000_000, k=1000).demonstrations) == 1000
+    assert whole.calls == 1
+    some = Counting()
+    prompt = build_prompt(copying, query, [*many[:1000], *[demonstration("x", 500)] * 5, *many[1000:]], some, 12_000)
+    assert 900 < len(prompt.demonstrations) < 1100
+    assert some.calls < 300
+    wide = Counting()
+    build_prompt(copying, query, [demonstration(str(i), 20_000) for i in range(2000)], wide, 2048, k=1000)
+    assert wide.characters < 4_000_000
+
+
 def test_another_order_is_counted_anew(copying: TaskSpec) -> None:
     query = Query("q", "one")
     prompt = build_prompt(copying, query, [demonstration("a", 1), demonstration("b", 3)], LM, 100)
