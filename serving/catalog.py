@@ -451,7 +451,7 @@ class Catalog:
                 return self._dense[encoding_id]
             row = next((e for e in self.store.encodings(pool.row.id) if e.id == encoding_id), None)
             if row is None:
-                raise ConflictError(f"pool {pool.row.name!r} was switched meanwhile; ask again")
+                raise ConflictError(f"pool {pool.row.name!r} was switched meanwhile; ask again", 1)
             encoder, _ = self.retrievers.open(row.retriever, pool.spec, (), row.weights)
             if encoder.fingerprint != row.fingerprint:
                 raise ConflictError(

@@ -117,7 +117,8 @@ def problem_of(error: UDRError) -> Problem:
     """The answer to an error that was raised on purpose."""
     status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
     name = "".join(f"-{c.lower()}" if c.isupper() else c for c in type(error).__name__).strip("-")
-    headers = {"Retry-After": str(error.retry_after)} if isinstance(error, Overloaded) else None
+    wait = error.retry_after if isinstance(error, Overloaded | ConflictError) else None
+    headers = None if wait is None else {"Retry-After": str(wait)}
     return problem(status, name.replace("u-d-r", "udr"), " ".join(str(error).split()), headers)
 
 

@@ -17,19 +17,21 @@ from udr.errors import ConfigError, UDRError
 __all__ = ["Idempotency", "key_of"]
 
 _LONGEST = 255
-_WRITING = ("/v1/pools", "/v1/feedback")
+_WRITES = ("POST", "PUT", "DELETE")
+# POST /v1/keys is left out: its answer is a secret, which is stored nowhere
+_WRITING = ("/v1/pools", "/v1/feedback", "/v1/jobs/", "/v1/keys/")
 
 
 class Idempotency:
-    """Keeps the answers of POST requests that write; loads keep their own keys, for their bodies are large."""
+    """Keeps the answers of requests that write; loads keep their own keys, for their bodies are large."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")
-        concerned = scope["type"] == "http" and scope["method"] == "POST" and path.startswith(_WRITING)
-        if not concerned or path.endswith("/load"):
+        concerned = scope["type"] == "http" and scope["method"] in _WRITES and path.startswith(_WRITING)
+        if not concerned or (scope["method"] == "POST" and path.endswith("/load")):
             await self.app(scope, receive, send)
             return
         try:
@@ -47,7 +49,7 @@ class Idempotency:
             return
         if body is None:
             return  # the client has gone
-        request = b"\n".join((path.encode(), scope["query_string"], body))
+        request = b"\n".join((scope["method"].encode(), path.encode(), scope["query_string"], body))
         answers: Answers = scope["app"].state.parts.answers
         try:
             kept = await run_sync(answers.begin, key, hashlib.sha256(request).hexdigest())
@@ -56,8 +58,8 @@ class Idempotency:
             return
         if kept is not None:
             kind = "application/json" if kept.status < 400 else "application/problem+json"
-            replayed = {"Idempotent-Replayed": "true"}
-            await Response(kept.body, kept.status, replayed, media_type=kind)(scope, receive, send)
+            replayed = {"Idempotent-Replayed": "true"} | ({"Content-Type": kind} if kept.body else {})
+            await Response(kept.body, kept.status, replayed)(scope, receive, send)
             return
         status, parts = 500, list[bytes]()
 

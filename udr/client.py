@@ -87,6 +87,11 @@ def _finished(call: Call[T], answer: httpx2.Response) -> T:
     return call.read(answer.json() if answer.content else None)
 
 
+def _may_go_well(answer: httpx2.Response) -> bool:
+    """Whether the same request may go well later; a 409 that says when is one whose first attempt is worked on."""
+    return answer.status_code in _AGAIN or (answer.status_code == 409 and "retry-after" in answer.headers)
+
+
 def _pause(attempt: int, answer: httpx2.Response | None) -> float:
     """Seconds until the next attempt: what the service says, or twice as long each time, with some chance in it."""
     told = answer.headers.get("retry-after", "") if answer is not None else ""
@@ -182,7 +187,7 @@ class Client:
             answer = None
             try:
                 answer = self._http.request(**request)
-                if answer.status_code not in _AGAIN or attempt == self._retries:
+                if attempt == self._retries or not _may_go_well(answer):
                     return _finished(call, answer)
             except httpx2.HTTPError as error:
                 if attempt == self._retries:
@@ -245,7 +250,7 @@ class AsyncClient:
             answer = None
             try:
                 answer = await self._http.request(**request)
-                if answer.status_code not in _AGAIN or attempt == self._retries:
+                if attempt == self._retries or not _may_go_well(answer):
                     return _finished(call, answer)
             except httpx2.HTTPError as error:
                 if attempt == self._retries:

@@ -126,7 +126,11 @@ class NotFoundError(UDRError):
 
 
 class ConflictError(UDRError):
-    """A name that is taken, or a state that does not allow what is asked."""
+    """A name that is taken, or a state that does not allow what is asked; `retry_after`: seconds until it may."""
+
+    def __init__(self, message: str, retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class QuotaExceeded(UDRError):

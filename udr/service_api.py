@@ -104,7 +104,7 @@ class Call(Generic[T]):
     def as_request(self) -> dict[str, Any]:
         content = self.content if self.body is None else json.dumps(self.body).encode()
         headers = {} if content is None else {"Content-Type": self.kind}
-        if self.method == "POST":
+        if self.method != "GET":
             headers["Idempotency-Key"] = uuid.uuid4().hex  # one for all attempts
         return {
             "method": self.method,

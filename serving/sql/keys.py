@@ -21,6 +21,7 @@ __all__ = ["Answers", "Kept", "KeyRow", "Keys", "Role"]
 
 Role = Literal["read", "write", "admin"]
 _PREFIX = "udr_"  # so that a key that leaked is found by a search
+_UNANSWERED = "Idempotency-Key: the first request is being worked on; ask again in a second"
 _WORKED_ON = 120.0  # seconds after which a request without an answer may be begun again
 
 
@@ -122,12 +123,12 @@ class Answers:
             if row is not None and row.status is not None:
                 return Kept(row.status, row.body)
             if row is not None and row.created > now - _WORKED_ON:
-                raise ConflictError("Idempotency-Key: the first request is being worked on; ask again in a second")
+                raise ConflictError(_UNANSWERED, 1)
             c.execute(sa.delete(idempotency).where(idempotency.c.key == key))
             try:
                 c.execute(sa.insert(idempotency).values(key=key, fingerprint=fingerprint, created=now))
             except IntegrityError:
-                raise ConflictError("Idempotency-Key: the first request is being worked on; ask again") from None
+                raise ConflictError(_UNANSWERED, 1) from None
         return None
 
     def keep(self, key: str, answer: Kept | None) -> None:

@@ -315,6 +315,45 @@ def test_a_request_sent_again_is_done_once(client: TestClient, pool: str) -> Non
         refused(client.post(where, json=wrong, headers={"idempotency-key": "c"}), 422, "'coffee'")
 
 
+def test_a_deletion_sent_again_is_answered_as_the_first(client: TestClient, pool: str) -> None:
+    key, place = {"idempotency-key": "a"}, "/v1/pools/tickets/demonstrations/t1"
+    for _ in range(2):
+        answer = client.delete(place, headers=key)
+        assert (answer.status_code, answer.content) == (204, b"")
+    assert answer.headers["idempotent-replayed"] == "true"
+    assert "content-type" not in answer.headers
+    refused(client.delete(place), 404, "'t1'")
+    refused(client.get(place, headers=key), 404, "'t1'")  # what only reads is not answered from memory
+    refused(client.put(place, json={"input": "a", "output": "printer"}, headers=key), 409, "another request")
+    for _ in range(2):
+        assert client.delete("/v1/pools/tickets", headers={"idempotency-key": "b"}).status_code == 204
+    made = client.post("/v1/keys", json={"name": "k"}, headers={"idempotency-key": "c"}).json()
+    again = client.post("/v1/keys", json={"name": "k"}, headers={"idempotency-key": "c"})
+    refused(again, 409, "exists already")  # a secret is kept nowhere, so it is not told again either
+    assert made["key"]
+    for _ in range(2):
+        assert client.delete("/v1/keys/k", headers={"idempotency-key": "d"}).status_code == 204
+
+
+def test_a_request_whose_first_attempt_is_worked_on_is_told_when_to_come_again(client: TestClient, pool: str) -> None:
+    catalog = client.app.state.parts.catalog  # type: ignore[attr-defined]
+    asked, own, early = {"demonstrations": [{"input": "no toner", "output": "printer"}]}, catalog.write, list[Any]()
+
+    def ask() -> Any:
+        return client.post("/v1/pools/tickets/demonstrations", json=asked, headers={"idempotency-key": "a"})
+
+    def slow(*words: Any) -> Any:
+        early.append(ask())
+        return own(*words)
+
+    catalog.write = slow
+    first = ask()
+    assert first.status_code == 201
+    refused(early[0], 409, "worked on")
+    assert early[0].headers["retry-after"] == "1"
+    assert ask().json() == first.json()
+
+
 def test_a_pool_has_its_limits(settings: Settings) -> None:
     small = settings.model_copy(update={"max_pools": 1, "max_pool": 2})
     rows = [{"id": str(i), "input": f"text {i}", "output": "y"} for i in range(3)]

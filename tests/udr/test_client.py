@@ -159,7 +159,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         assert isinstance(self.server, Scripted)
-        self.rfile.read(int(self.headers["Content-Length"]))
+        self.rfile.read(int(self.headers["Content-Length"] or 0))
         self.server.keys.append(self.headers["Idempotency-Key"])
         status = self.server.statuses.pop(0)
         if not status:
@@ -168,11 +168,13 @@ class _Handler(BaseHTTPRequestHandler):
         kind = "internal-error" if status == 500 else "overloaded"
         raw = json.dumps({"ids": ["a"], "type": f"urn:udr:{kind}", "detail": "too much"}).encode()
         self.send_response(status)
-        if status == 429:
+        if status in (409, 429):
             self.send_header("Retry-After", "0")
         self.send_header("Content-Length", str(len(raw)))
         self.end_headers()
         self.wfile.write(raw)
+
+    do_DELETE = do_POST
 
 
 @pytest.fixture
@@ -188,6 +190,19 @@ def test_what_had_no_room_or_no_answer_is_sent_again_as_the_same_request(kind: A
         assert client.add("p", TICKETS) == ["a"]
     assert len(server.keys) == 4
     assert len(set(server.keys)) == 1
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.usefixtures("at_once")
+def test_a_deletion_whose_answer_was_lost_is_sent_again_as_the_same_request(kind: Any) -> None:
+    server = Scripted([0, 409, 200])  # 409: the first attempt is being worked on
+    with kind(server.url) as client:
+        client.delete("p", "t1")
+    assert len(server.keys) == 3
+    assert len(set(server.keys)) == 1
+    assert server.keys[0] is not None
     server.shutdown()
     server.server_close()
 
