@@ -122,6 +122,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         summary="Demonstrations and prompts for in-context learning.",
         lifespan=lifespan,
         responses=PROBLEMS,
+        redirect_slashes=False,  # a redirect names the host that a proxy asked, and clients lose bodies at it
     )
     for module in (pools, retrieval, openai, feedback, jobs, admin, operations, playground):
         app.include_router(module.router)

@@ -7,7 +7,16 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 
 from serving.choosing import PassedOver
 from serving.sql.feedback import FeedbackRow
@@ -21,8 +30,6 @@ from udr.selection import ORDERS, SELECTIONS
 from udr.types import LARGEST, LONGEST_ADDRESS, Demonstration, Media, Prompt, Query
 
 __all__ = [
-    "KEY_PATTERN",
-    "LONGEST_KEY",
     "MOST_METADATA",
     "NO_TEXT",
     "AddBody",
@@ -31,6 +38,7 @@ __all__ = [
     "FeedbackBody",
     "FittedBody",
     "FrontBody",
+    "Id",
     "KeyBody",
     "PoolBody",
     "PromptAnswer",
@@ -49,10 +57,18 @@ __all__ = [
     "retrieved_json",
 ]
 
-KEY_PATTERN, LONGEST_KEY = r"^[^\x00-\x1f\x7f]+$", 512
 MOST_METADATA = 64  # keys of a demonstration
 NO_TEXT = "a text holds NUL or half a surrogate pair"
-Key = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_KEY, pattern=KEY_PATTERN)]
+Key = Annotated[str, StringConstraints(min_length=1, max_length=512, pattern=r"^[^\x00-\x1f\x7f]+$")]
+
+
+def _can_be_addressed(key: str) -> str:
+    if key in (".", ".."):
+        raise ValueError(f"{key!r} is no id, for clients and proxies take it out of addresses")
+    return key
+
+
+Id = Annotated[Key, AfterValidator(_can_be_addressed)]
 MetadataValue = StrictBool | int | float | str
 
 
@@ -117,7 +133,7 @@ class MediaBody(Body):
 class DemonstrationBody(Body):
     """A solved example; without an id it goes by the hash of its text."""
 
-    id: Key | None = None
+    id: Id | None = None
     input: str
     output: str
     choices: list[str] = Field([], max_length=1000)

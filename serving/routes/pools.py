@@ -14,11 +14,10 @@ from serving.dependencies import AnyPool, By, Parts, Service, needs, too_many
 from serving.loading import check_demonstration
 from serving.routes.paging import Cursor, Limit, next_page, open_cursor, open_number
 from serving.schemas import (
-    KEY_PATTERN,
-    LONGEST_KEY,
     AddBody,
     DemonstrationBody,
     FrontBody,
+    Id,
     PoolBody,
     SwitchBody,
     demonstration_json,
@@ -32,7 +31,7 @@ from udr.types import Demonstration
 __all__ = ["router"]
 
 router = APIRouter(prefix="/v1/pools", tags=["pools"])
-DemonstrationKey = Annotated[str, Path(max_length=LONGEST_KEY, pattern=KEY_PATTERN)]
+DemonstrationKey = Annotated[Id, Path()]
 _WRITES, _RULES = [Depends(needs("write"))], [Depends(needs("admin"))]
 
 

@@ -7,9 +7,12 @@ import json
 import socket
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from fastapi.testclient import TestClient
+
+from tests.serving.tools import finished
 
 JSON = {"content-type": "application/json"}
 
@@ -81,6 +84,27 @@ def test_an_id_with_control_characters_is_none(client: TestClient, pool: str, ke
     one_line(client.put(f"{pool}/demonstrations/{key}", json={"input": "a", "output": "b"}), 422)
     one_line(client.get(f"{pool}/demonstrations/{key}"), 422)
     one_line(client.delete(f"{pool}/demonstrations/{key}"), 422)
+
+
+@pytest.mark.parametrize("key", [".", ".."])
+def test_an_id_that_no_address_holds_is_none(client: TestClient, pool: str, key: str) -> None:
+    row = {"id": key, "input": "a", "output": "b"}
+    answer = client.post(f"{pool}/demonstrations", json={"demonstrations": [row]})
+    one_line(answer, 422)
+    assert "is no id" in answer.json()["detail"]
+    loaded = client.post(f"{pool}/load", content=json.dumps(row), headers={"content-type": "application/x-ndjson"})
+    assert "is no id" in finished(client, loaded)["errors"][0]["detail"]
+    for other in ("...", ".a", "a/../b", "..a"):
+        place = f"{pool}/demonstrations/{quote(other, safe='')}"
+        assert client.put(place, json={"input": "a", "output": "b"}).status_code == 200
+        assert client.get(place).json()["id"] == other
+
+
+def test_an_address_with_a_slash_too_many_is_none_and_no_redirect(client: TestClient, pool: str) -> None:
+    for method, path in (("POST", "/v1/pools/"), ("GET", f"{pool}/"), ("POST", "/v1/retrieve/")):
+        answer = client.request(method, path, json={}, headers={"host": "localhost"}, follow_redirects=False)
+        one_line(answer, 404)
+        assert "location" not in answer.headers
 
 
 @pytest.mark.parametrize("retriever", ["../../etc", "/etc/passwd", "http://127.0.0.1/x"])
