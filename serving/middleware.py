@@ -27,13 +27,21 @@ _OPEN, _PAGE = ("/livez", "/readyz", "/"), "/playground/"
 # all would keep the others waiting
 _ENCODES = ("/v1/retrieve", "/v1/prompt", "/v1/embeddings")
 _ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_METRICS = "/metrics"
 _SECONDS = Histogram(
     "udr_request_seconds",
-    "Time from a request's arrival to the end of its answer.",
+    "Time from a request's arrival to the end of its answer, without those that the LLM server answers.",
     ["route", "method"],
     buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30),
 )
 _ANSWERS = Counter("udr_answers_total", "Answers by route and status.", ["route", "method", "status"])
+_RELAYED_SECONDS = Histogram(
+    "udr_relayed_seconds",
+    "Time from a request's arrival to the end of the LLM server's answer.",
+    ["route", "method"],
+    buckets=(0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500),
+)
+_RELAYED = Counter("udr_relayed_total", "Answers of the LLM server by route and status.", ["route", "method", "status"])
 _log: Any = structlog.get_logger("udr.serving")
 
 
@@ -92,9 +100,12 @@ class Gate:
                 self.in_flight -= 1
         finally:
             seconds = time.perf_counter() - started
-            route = getattr(scope.get("route"), "path", "none")
-            _SECONDS.labels(route, scope["method"]).observe(seconds)
-            _ANSWERS.labels(route, scope["method"], str(status)).inc()
+            if scope["path"] != _METRICS:  # who reads the counts is not counted
+                route = getattr(scope.get("route"), "path", "none")
+                relayed = scope.get("state", {}).get("relayed", False)
+                times, answers = (_RELAYED_SECONDS, _RELAYED) if relayed else (_SECONDS, _ANSWERS)
+                times.labels(route, scope["method"]).observe(seconds)
+                answers.labels(route, scope["method"], str(status)).inc()
             _log.info(
                 "answered",
                 request_id=request_id,

@@ -131,6 +131,7 @@ class Relay(Response):
         self.background = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["state"]["relayed"] = True  # counted apart, for its time and its refusals are the LLM server's
         end = "caller gone"
         async with anyio.create_task_group() as tasks:
 

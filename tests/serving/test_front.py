@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -278,6 +279,23 @@ def test_many_streams_at_once_come_whole_and_leave_nothing(
     eventually(lambda: upstream.streaming == 0)
     metrics = httpx2.get(f"{address}/metrics").text
     assert 'udr_upstream_total{end="whole"}' in metrics
+
+
+def test_what_the_llm_server_answers_is_counted_apart(address: str, upstream: ChatServer) -> None:
+    path = "/v1/chat/completions"
+    names = (("udr_answers_total", '",status="422"'), ("udr_relayed_total", '",status="200"'))
+
+    def counts() -> list[float]:
+        text = httpx2.get(f"{address}/metrics").text
+        assert 'route="/metrics"' not in text
+        found = [re.search(rf'{name}{{method="POST",route="{path}{status}}} (\S+)', text) for name, status in names]
+        took = re.search(rf'udr_request_seconds_count{{method="POST",route="{path}"}} (\S+)', text)
+        return [float(one[1]) if one else 0.0 for one in (*found, took)]
+
+    before = counts()
+    assert httpx2.post(f"{address}{path}", json={"model": "gemma", "messages": ASKED}).status_code == 200
+    assert httpx2.post(f"{address}{path}", json={"model": ""}).status_code == 422
+    assert [after - first for after, first in zip(counts(), before, strict=True)] == [1, 1, 1]
 
 
 # -- who may, and what is refused
