@@ -60,8 +60,13 @@ class RecordedOutcome(NamedTuple):
 
     @property
     def quality(self) -> float | None:
-        """How right the answer was, from 0 to 1; one that a reviewer agreed to correct was wrong. None: not told."""
-        return 0.0 if self.state == "accepted" else self.outcome.score
+        """How right the answer was, from 0 to 1; one that a reviewer agreed to correct was wrong.
+
+        None: not told, or told beside a correction to which no reviewer has agreed.
+        """
+        if self.state == "accepted":
+            return 0.0
+        return self.outcome.score if self.state == "recorded" else None
 
 
 def read_outcomes(path: Path) -> list[RecordedOutcome]:

@@ -65,10 +65,12 @@ def test_outputs_are_choices_or_texts_where_there_are_no_labels() -> None:
     ]
 
 
-def test_an_answer_that_a_reviewer_let_be_corrected_was_wrong_whatever_was_said_of_it() -> None:
-    assert recorded(1, "a", "x", 1.0, "y", "accepted").quality == 0.0
-    assert recorded(1, "a", "x", 1.0, "y", "rejected").quality == 1.0
-    assert recorded(1, "a", "x", None, "y", "waiting").quality is None
+def test_an_answer_that_is_corrected_was_wrong_if_a_reviewer_agreed_and_is_not_judged_before() -> None:
+    for score in (None, 0.0, 1.0):
+        assert recorded(1, "a", "x", score, "y", "accepted").quality == 0.0
+        assert recorded(1, "a", "x", score, "y", "rejected").quality is None
+        assert recorded(1, "a", "x", score, "y", "waiting").quality is None
+        assert recorded(1, "a", "x", score).quality == score
 
 
 def test_signals_are_the_formula_in_plain_loops() -> None:
