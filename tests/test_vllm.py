@@ -33,7 +33,8 @@ LABELS = ("Number", "Location", "a human being", "Human group")
 QUESTIONS = ("Where is Kyoto?", "How many moons has Mars?", "Who wrote Emma?")
 CONTEXTS = [f"Question: When?\tDate\n{z}\tLocation\n{x}\t" for z in QUESTIONS for x in QUESTIONS if x != z]
 REQUESTS = [(c, o) for c in CONTEXTS for o in LABELS]
-REQUESTS += [(c, " the answer is one that takes a good many tokens to write down") for c in CONTEXTS]
+# after other contexts: where a context has a long answer, its labels are read whole too
+REQUESTS += [(f"In full. {c}", " the answer is one that takes a good many tokens to write down") for c in CONTEXTS]
 
 
 @pytest.fixture(scope="module")
@@ -106,8 +107,10 @@ from udr.scoring.vllm_engine import build_vllm_lm
 if __name__ == "__main__":
     lm = build_vllm_lm(sys.argv[1], dtype="float32", context_length=1024)
     requests = json.loads(sys.argv[2])
+    read, whole = lm.reader.read, set()
+    lm.reader.read = lambda reads: whole.update(r.whole for r in reads) or read(reads)
     nats = lm.loglikelihood([c for c, _ in requests], [o for _, o in requests]).nats.tolist()
-    print("RESULT " + json.dumps([nats, lm.generate(["The capital of France is"], 8), lm.fingerprint]))
+    print("RESULT " + json.dumps([nats, lm.generate(["The capital of France is"], 8), lm.fingerprint, sorted(whole)]))
 """
     script = tmp_path / "ask.py"
     script.write_text(code)
@@ -116,7 +119,8 @@ if __name__ == "__main__":
         [PYTHON, str(script), str(gemma), json.dumps(REQUESTS)], env=environment, capture_output=True, text=True
     )
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")] or [done.stderr[-2000:]]
-    nats, answers, fingerprint = json.loads(line.removeprefix("RESULT "))
+    nats, answers, fingerprint, whole = json.loads(line.removeprefix("RESULT "))
+    assert whole == [False, True]  # labels token by token, long answers as they stand
     own = build_causal_lm(str(gemma), dtype="float32")
     np.testing.assert_allclose(nats, ask(own), atol=2e-3)
     assert answers == own.generate(["The capital of France is"], 8)

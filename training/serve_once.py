@@ -15,6 +15,8 @@ from udr.errors import ArtifactError, ConfigError, DataError
 from udr.evaluation import answer_prompts
 from udr.mixture import mix
 from udr.retriever import SPARES, Retriever, load_retriever
+from udr.scoring.model_config import context_length, read_config
+from udr.scoring.tokens import load_tokenizer
 from udr.selection import ORDERS
 from udr.types import Query
 
@@ -80,15 +82,17 @@ def make_prompts(
     if order not in ORDERS:
         raise ConfigError(f"--order: {order!r} is not one of {', '.join(ORDERS)}")
     retriever = open_retriever(folder, task, tell)
-    model = build_lm(LMSettings(name=lm))
-    if budget > model.context_length:
-        raise ConfigError(f"--budget: {budget} tokens, and the LM {lm} reads {model.context_length}")
+    answering = build_lm(LMSettings(name=lm)) if answer or lm == "fake" else None
+    tokenizer = answering or load_tokenizer(lm)  # which is all that a prompt wants of the LM
+    reads = answering.context_length if answering else context_length(read_config(lm))
+    if reads and budget > reads:
+        raise ConfigError(f"--budget: {budget} tokens, and the LM {lm} reads {reads}")
     queries = as_queries(inputs)
     rows = []
     for query, found in zip(queries, retriever.retrieve(queries, SPARES * k, selection=selection), strict=True):
-        prompt = retriever.prompt(query, found, model, budget, k=k, reserve=reserve, arrange=order)
+        prompt = retriever.prompt(query, found, tokenizer, budget, k=k, reserve=reserve, arrange=order)
         row = asdict(prompt) | {"input": query.input}
-        if answer:
-            (row["answer"],) = answer_prompts(retriever.spec, model, [prompt.text], [query])
+        if answering and answer:
+            (row["answer"],) = answer_prompts(retriever.spec, answering, [prompt.text], [query])
         rows.append(row)
     return rows

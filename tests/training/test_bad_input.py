@@ -121,7 +121,18 @@ def test_an_unknown_task_is_answered_with_near_names(udr: Command, finished: Ben
         ("train={multi_task: false, tasks_per_step: 2}", "{config}: train: Value error, multi_task: false trains on"),
         ("train={multi_task: false, weighting: dwa}", "{config}: train: Value error, multi_task: false trains on"),
         ("train.weighting=pcgrad", "{config}: train: Value error, weighting pcgrad compares the tasks of a step: set"),
-        ("evaluation.methods=[udr, knn]", "{config}: evaluation.methods.1: Input should be 'zero_shot', 'random'"),
+        (
+            "evaluation.methods=[udr, knn]",
+            "{config}: evaluation: Value error, methods: 'knn' is not one of zero_shot, ran",
+        ),
+        (
+            "evaluation.encoders={udr: x}",
+            "{config}: evaluation: Value error, encoders: 'udr' is the name of a method, or",
+        ),
+        (
+            "evaluation.encoders={a/b: x}",
+            "{config}: evaluation: Value error, encoders: 'a/b' is the name of a method, or",
+        ),
         ("tasks=[mood, mood]", "{config}: tasks: Value error, a task is named twice"),
         ("tasks=[]", "{config}: tasks: "),
         ("lm.name=", "{config}: lm.name: "),
@@ -188,7 +199,8 @@ def test_an_absent_or_broken_lm_folder_is_named(udr: Command, finished: Bench, b
     for folder, reason in ((absent, "no such folder"), (broken, "")):
         problem = f"{folder}: cannot be loaded as a causal LM ({reason}"
         words = ("--retriever", finished.retriever, "--task", "mood", "--lm", folder, INPUT)
-        assert udr("prompt", *words).complaint.startswith(problem)
+        assert udr("prompt", *words, "--answer").complaint.startswith(problem)
+        assert udr("prompt", *words).complaint.startswith(f"{folder}: its tokenizer cannot be loaded ({reason}")
         assert udr("run", bench.config, f"lm.name={folder}").complaint.startswith(problem)
 
 

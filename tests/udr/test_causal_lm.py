@@ -13,6 +13,7 @@ import torch
 
 from udr.errors import ConfigError, PromptTooLong, ScorerUnavailable
 from udr.scoring.causal_lm import CausalLM, build_causal_lm
+from udr.scoring.token_tree import TokenRow
 
 KINDS = ["gemma3", "llama", "gpt2"]
 WORDS = ["the", "film", "was", "a", "joy", "bank", "fell", "on", "friday", "striker", "scored", "good", "bad", "chip"]
@@ -99,7 +100,7 @@ def test_a_probability_over_all_single_tokens_sums_to_one(make_lm: MakeLM) -> No
 
 def windowed(kind: str) -> Any:
     """Models whose every layer sees a window only, or that take no four-dimensional mask of bools."""
-    from transformers import Gemma2Config, GPTNeoConfig, MistralConfig, Qwen2Config
+    from transformers import BloomConfig, Gemma2Config, GPTNeoConfig, MistralConfig, Qwen2Config
 
     sizes: dict[str, Any] = {
         "hidden_size": 32,
@@ -118,26 +119,62 @@ def windowed(kind: str) -> Any:
         return Qwen2Config(use_sliding_window=True, sliding_window=32, max_window_layers=0, **layers, **sizes)
     if kind == "gemma2":
         return Gemma2Config(sliding_window=8, head_dim=8, query_pre_attn_scalar=8, **layers, **sizes)
+    if kind == "bloom":  # its positions are made of the mask
+        return BloomConfig(hidden_size=32, n_layer=2, n_head=4, initializer_range=0.3, bos_token_id=1, eos_token_id=2)
     sizes["num_heads"] = sizes.pop("num_attention_heads")
     return GPTNeoConfig(num_layers=2, attention_types=[[["global", "local"], 1]], window_size=8, **sizes)
+
+
+def build(kind: str, tokenizer: Any, **settings: Any) -> CausalLM:
+    from transformers import AutoModelForCausalLM
+
+    config = windowed(kind)
+    config.vocab_size = len(tokenizer)
+    torch.manual_seed(5)
+    return CausalLM(AutoModelForCausalLM.from_config(config).float(), tokenizer, kind, **settings)
 
 
 @pytest.mark.parametrize(("kind", "tree"), [("mistral", True), ("qwen2", True), ("gemma2", True), ("gpt_neo", False)])
 def test_prompts_longer_than_the_window_are_scored_as_the_model_alone_would(
     make_lm: MakeLM, kind: str, tree: bool
 ) -> None:
-    from transformers import AutoModelForCausalLM
-
-    tokenizer = make_lm("llama").tokenizer
-    config = windowed(kind)
-    config.vocab_size = len(tokenizer)
-    torch.manual_seed(5)
-    lm = CausalLM(AutoModelForCausalLM.from_config(config).float(), tokenizer, kind, row_tokens=4096)
+    lm = build(kind, make_lm("llama").tokenizer, row_tokens=4096)
     assert lm.tree is tree
     contexts, continuations = random_requests(seed=2, count=12)
     assert max(len(lm.encode(c)) for c in contexts) > 32
     found = lm.loglikelihood(contexts, continuations).nats
     np.testing.assert_allclose(found, plain_loglikelihood(lm, contexts, continuations), atol=1e-4)
+
+
+@pytest.mark.parametrize("head_alone", [True, False])
+@pytest.mark.parametrize("row_tokens", [1, 64, 4096])
+@pytest.mark.parametrize("kind", ["gpt2", "gpt_neo", "bloom"])
+def test_without_the_tree_prompts_of_like_length_are_read_side_by_side(
+    make_lm: MakeLM, kind: str, row_tokens: int, head_alone: bool
+) -> None:
+    lm = make_lm("gpt2", tree=False, row_tokens=row_tokens)
+    if kind != "gpt2":  # models that cannot read a tree
+        lm = build(kind, make_lm("llama").tokenizer, row_tokens=row_tokens)
+        assert not lm.tree
+    if not head_alone:
+        lm._head = None  # as of a model whose head cannot be asked alone
+    contexts, continuations = random_requests(seed=row_tokens)
+    passes: list[tuple[int, int]] = []
+    run = lm._states
+
+    def seen(row: TokenRow, keep: Any) -> torch.Tensor:
+        passes.append((len(row.tokens) // row.width, row.width))
+        return run(row, keep)
+
+    lm._states = seen  # type: ignore[method-assign]
+    before = lm.tokens_computed
+    found = lm.loglikelihood(contexts, continuations).nats
+    np.testing.assert_allclose(found, plain_loglikelihood(lm, contexts, continuations), atol=1e-4)
+    assert sum(rows for rows, _ in passes) == len(contexts)
+    assert all(rows * width <= row_tokens or rows == 1 for rows, width in passes)
+    assert sum(rows * width for rows, width in passes) == lm.tokens_computed - before
+    assert len(passes) == (len(contexts) if row_tokens == 1 else 1 if row_tokens == 4096 else len(passes))
+    assert len(passes) < len(contexts) or row_tokens == 1
 
 
 def test_the_tree_is_switched_off_for_a_model_that_would_answer_differently(

@@ -119,12 +119,19 @@ token = st.integers(0, 3)
 sequences = st.lists(st.tuples(st.lists(token, min_size=1, max_size=3), st.lists(token, min_size=1, max_size=4)))
 
 
-@given(sequences, st.sampled_from([{"logprob_token_ids"}, {"echo"}, {"logprob_token_ids", "prompt_logprobs"}]))
+@given(
+    sequences,
+    st.sampled_from([{"logprob_token_ids"}, {"echo"}, {"logprob_token_ids", "prompt_logprobs"}]),
+    st.sampled_from([2, 128]),
+)
 def test_a_plan_reads_every_token_after_what_stands_before_it(
-    requests: list[tuple[list[int], list[int]]], offers: set[str]
+    requests: list[tuple[list[int], list[int]]], offers: set[str], most: int
 ) -> None:
     starts, ends = [a for a, _ in requests], [b for _, b in requests]
-    found = plan(starts, ends, frozenset(offers))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("udr.scoring.reads.TARGETS_PER_READ", most)
+        found = plan(starts, ends, frozenset(offers))
+    assert all(len(r.targets) <= most for r in found.reads if not r.whole)
     assert len(set(found.reads)) == len(found.reads)
     for start_ids, end, places in zip(starts, ends, found.places, strict=True):
         assert len(places) == len(end)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,10 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from udr.artifacts import fingerprint_files
 from udr.devices import choose_device, fast_dtype
 from udr.errors import ConfigError, ScorerUnavailable
-from udr.scoring.token_tree import TokenRow, pack, subtree_ends
+from udr.scoring.model_config import context_length, model_fingerprint
+from udr.scoring.token_tree import TokenRow, pack, pad, subtree_ends
 from udr.scoring.tokens import LMTokenizer, load_tokenizer
 from udr.scoring.vocabulary import log_probabilities
 from udr.types import IntArray, LogLikelihoods
@@ -37,7 +36,7 @@ class CausalLM:
 
     `row_tokens` bounds one forward pass and `generation_batch` the prompts answered together (none: what suits the
     device). `tree` shares common prefixes among the requests of a call (see `udr.scoring.token_tree`), and is switched
-    off by itself for models whose answers would change.
+    off by itself for models whose answers would change: they read prompts of like length side by side.
     """
 
     def __init__(
@@ -79,7 +78,7 @@ class CausalLM:
 
     @property
     def context_length(self) -> int:
-        return int(getattr(self._config, "max_position_embeddings", 0) or self.tokenizer.model_max_length)
+        return int(context_length(self.model.config) or self.tokenizer.model_max_length)
 
     def encode(self, text: str) -> list[int]:
         """Token ids without BOS."""
@@ -120,13 +119,8 @@ class CausalLM:
         return self.tokens.requests(contexts, continuations, self.context_length)
 
     def _rows(self, starts: Sequence[list[int]], ends: Sequence[list[int]]) -> Iterator[TokenRow]:
-        """Forward passes that share what the requests have in common, or one for each request."""
-        if self.tree:
-            yield from pack(starts, ends, self.row_tokens)
-            return
-        for n, (start, end) in enumerate(zip(starts, ends, strict=True)):
-            (row,) = pack([start], [end], self.row_tokens)
-            yield replace(row, requests=np.full(len(row.requests), n))
+        """Forward passes that share what the requests have in common, or hold them side by side."""
+        return (pack if self.tree else pad)(starts, ends, self.row_tokens)
 
     @torch.inference_mode()
     def _score_rows(self, rows: Iterable[TokenRow]) -> Iterator[torch.Tensor]:
@@ -150,17 +144,18 @@ class CausalLM:
         self._choose_attention(len(row.tokens))
         self.tokens_computed += len(row.tokens)
         inputs = {
-            "input_ids": self._move(row.tokens)[None],
-            "position_ids": self._move(row.depths)[None],
+            "input_ids": self._move(row.tokens).view(-1, row.width),
+            "position_ids": self._move(row.depths).view(-1, row.width),
             "attention_mask": self._attention_mask(row),
             "use_cache": False,
         }
-        kept = self._move(keep)
         if self._head is None:
-            logits: torch.Tensor = self.model(**inputs, logits_to_keep=kept).logits[0]
-            return logits
-        states: torch.Tensor = self.model.base_model(**inputs).last_hidden_state[0, kept]
-        return states
+            columns, column = np.unique(keep % row.width, return_inverse=True)
+            logits = self.model(**inputs, logits_to_keep=self._move(columns)).logits
+            kept: torch.Tensor = logits[self._move(keep // row.width), self._move(column.reshape(-1))]
+            return kept
+        states: torch.Tensor = self.model.base_model(**inputs).last_hidden_state
+        return states.flatten(0, 1)[self._move(keep)]
 
     def _read(self, waiting: Sequence[tuple[torch.Tensor, IntArray, TokenRow]]) -> Iterator[torch.Tensor]:
         """The log-probabilities that some rows ask for."""
@@ -197,8 +192,8 @@ class CausalLM:
 
     def _attention_mask(self, row: TokenRow) -> Any:
         """The ancestor mask in the form the model takes; None where plain causal attention is the same."""
-        if (row.parents == np.arange(len(row.tokens)) - 1).all():
-            return None  # one prompt: the model's own mask knows its window
+        if row.width < len(row.tokens) or (row.parents == np.arange(len(row.tokens)) - 1).all():
+            return None  # whole prompts: the model's own mask knows its window
         kinds = set(getattr(self._config, "layer_types", None) or ())
         window = getattr(self._config, "sliding_window", None)
         full = self._as_mask(self._visible(row))
@@ -315,6 +310,4 @@ def build_causal_lm(
         reason = ("" if Path(name).is_dir() else "no such folder; from the hub: ") + str(error).splitlines()[0]
         raise ScorerUnavailable(f"{name}: cannot be loaded as a causal LM ({reason})") from None
     tokenizer = load_tokenizer(name, revision).tokenizer
-    folder = Path(name)
-    fingerprint = fingerprint_files(folder) if folder.is_dir() else f"{name}@{model.config._commit_hash or revision}"
-    return CausalLM(model, tokenizer, fingerprint, row_tokens=row_tokens)
+    return CausalLM(model, tokenizer, model_fingerprint(name, revision, model.config), row_tokens=row_tokens)

@@ -10,6 +10,7 @@ from udr.scoring.endpoint import Read
 __all__ = ["Plan", "bundles", "plan"]
 
 READS_PER_REQUEST = 8  # prompts in one HTTP request
+TARGETS_PER_READ = 128  # vLLM tells no more chosen tokens' log-probabilities at once
 # a whole prompt's log-probabilities keep the server from using its prefix cache and want logits at every position:
 # it costs about as much as so many single positions
 WHOLE_COST = 2
@@ -40,6 +41,7 @@ def plan(starts: Sequence[Sequence[int]], ends: Sequence[Sequence[int]], offers:
         of_context.setdefault(tuple(start), []).append(i)
     reads: list[Read] = []
     places: list[list[tuple[int, int]]] = [[] for _ in ends]
+    at: dict[tuple[tuple[int, ...], int], int] = {}  # the read that tells the log-probability of a token after `ids`
     for start, rows in of_context.items():
         nodes: dict[tuple[int, ...], dict[int, None]] = {}
         for i in rows:
@@ -47,10 +49,14 @@ def plan(starts: Sequence[Sequence[int]], ends: Sequence[Sequence[int]], offers:
                 nodes.setdefault((*start, *ends[i][:n]), {})[token] = None
         distinct = {tuple(ends[i]) for i in rows}
         if single and (not whole or len(nodes) <= WHOLE_COST * len(distinct)):
-            at = {ids: len(reads) + n for n, ids in enumerate(nodes)}
-            reads += [Read(ids, tuple(targets)) for ids, targets in nodes.items()]
+            for ids, tokens in nodes.items():
+                wanted = tuple(t for t in tokens if (ids, t) not in at)  # a longer context may begin like this one
+                for first in range(0, len(wanted), TARGETS_PER_READ):
+                    targets = wanted[first : first + TARGETS_PER_READ]
+                    at |= {(ids, token): len(reads) for token in targets}
+                    reads.append(Read(ids, targets))
             for i in rows:
-                places[i] = [(at[(*start, *ends[i][:n])], token) for n, token in enumerate(ends[i])]
+                places[i] = [(at[(*start, *ends[i][:n]), token], token) for n, token in enumerate(ends[i])]
         else:
             of_end = {end: len(reads) + n for n, end in enumerate(sorted(distinct))}
             reads += [Read((*start, *end), end, True) for end in sorted(distinct)]

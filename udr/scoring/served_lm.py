@@ -10,11 +10,11 @@ from warnings import warn
 
 import numpy as np
 
-from udr.artifacts import fingerprint_files
 from udr.errors import PartlyScored, ScorerUnavailable, UDRError, UDRWarning
 from udr.scoring.endpoint import FEATURES, Endpoint, Failure, Read
 from udr.scoring.fleet import Fleet
 from udr.scoring.identity import PROBES, check_tokenizer, check_weights, probe_endpoint, served_model
+from udr.scoring.model_config import model_fingerprint, read_config
 from udr.scoring.reads import bundles, plan
 from udr.scoring.tokens import LMTokenizer, load_tokenizer
 from udr.types import LogLikelihoods
@@ -209,8 +209,7 @@ def build_served_lm(
         if silent:
             warn(f"left out: {'; '.join(silent)}", UDRWarning, stacklevel=2)
         lengths = lengths or [int(min(tokens.tokenizer.model_max_length, UNTOLD_LENGTH))]
-        folder = Path(name)
-        base = fingerprint_files(folder) if folder.is_dir() else f"{name}@{revision}"
+        base = model_fingerprint(name, revision, None if Path(name).is_dir() else read_config(name, revision))
         # two servers' numbers differ in the last bits as two devices' do: they do not mix with those made in process
         fingerprint = f"{base}-served-by-{'+'.join(sorted(kinds))}"
         reader = FleetReader(endpoints, in_flight=in_flight, patience=patience)

@@ -153,7 +153,10 @@ def load_tokenizer(name: str, revision: str = "main") -> LMTokenizer:
     from transformers import AutoTokenizer
 
     try:
-        return LMTokenizer(AutoTokenizer.from_pretrained(name, revision=revision))
+        found = LMTokenizer(AutoTokenizer.from_pretrained(name, revision=revision))
+        if not found.encode("a"):  # made of the configuration alone, without a word
+            raise ValueError("no tokenizer's files there")
+        return found
     except (OSError, ValueError, KeyError) as error:
         reason = ("" if Path(name).is_dir() else "no such folder; from the hub: ") + str(error).splitlines()[0]
         raise ScorerUnavailable(f"{name}: its tokenizer cannot be loaded ({reason})") from None

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from udr.artifacts import fingerprint_files
 from udr.errors import MissingDependencyError, ScorerUnavailable, UDRError
 from udr.scoring.endpoint import Read
+from udr.scoring.model_config import context_length as own_length
+from udr.scoring.model_config import model_fingerprint, read_config
 from udr.scoring.served_lm import ServedLM
 from udr.scoring.tokens import load_tokenizer
 
@@ -25,7 +26,11 @@ class VLLMReader:
         self.llm = llm
 
     def read(self, reads: Sequence[Read]) -> tuple[list[list[float] | None], UDRError | None]:
-        """Nats of every read's targets; an engine in process answers all or raises."""
+        """Nats of every read's targets; an engine in process answers all or raises.
+
+        Raises:
+            ScorerUnavailable: vLLM refuses one of them.
+        """
         outputs = self._run([r.ids for r in reads], [_parameters(r) for r in reads])
         found: list[list[float] | None] = []
         for read, output in zip(reads, outputs, strict=True):
@@ -48,13 +53,16 @@ class VLLMReader:
         if not prompts:
             return []
         asked = [{"prompt_token_ids": list(ids)} for ids in prompts]
-        return list(self.llm.generate(asked, [SamplingParams(**p) for p in parameters], use_tqdm=False))
+        try:
+            return list(self.llm.generate(asked, [SamplingParams(**p) for p in parameters], use_tqdm=False))
+        except ValueError as error:
+            raise ScorerUnavailable(f"vLLM refuses a request ({str(error).splitlines()[0]})") from None
 
 
 def _parameters(read: Read) -> dict[str, Any]:
     """One generated token that is thrown away, and the log-probabilities wanted."""
     common = {"temperature": 0.0, "max_tokens": 1, "detokenize": False}
-    wanted = {"prompt_logprobs": 0} if read.whole else {"logprobs": 1, "logprob_token_ids": list(read.targets)}
+    wanted = {"prompt_logprobs": 0} if read.whole else {"logprob_token_ids": list(read.targets)}
     return common | wanted
 
 
@@ -70,22 +78,12 @@ def build_vllm_lm(name: str, *, revision: str = "main", dtype: str = "auto", con
     except ImportError:
         raise MissingDependencyError("vllm", "vllm") from None
     tokens = load_tokenizer(name, revision)
-    own = int(getattr(_config(name, revision), "max_position_embeddings", None) or context_length)
-    length = min(own, context_length)
-    folder = Path(name)
+    config = read_config(name, revision)
+    length = min(own_length(config) or context_length, context_length)
+    hub_revision = None if Path(name).is_dir() else revision
     try:
-        llm = LLM(model=name, revision=None if folder.is_dir() else revision, dtype=dtype, max_model_len=length)
+        llm = LLM(model=name, revision=hub_revision, dtype=dtype, max_model_len=length)
     except (OSError, ValueError, RuntimeError) as error:
         raise ScorerUnavailable(f"{name}: vLLM cannot load it ({str(error).splitlines()[0]})") from None
-    base = fingerprint_files(folder) if folder.is_dir() else f"{name}@{revision}"
     kind = str(llm.llm_engine.model_config.dtype).removeprefix("torch.")
-    return ServedLM(VLLMReader(llm), tokens, f"{base}-{kind}-vllm", length)
-
-
-def _config(name: str, revision: str) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(name, revision=revision).get_text_config()
-    except (OSError, ValueError, KeyError) as error:
-        raise ScorerUnavailable(f"{name}: cannot be read ({str(error).splitlines()[0]})") from None
+    return ServedLM(VLLMReader(llm), tokens, f"{model_fingerprint(name, revision, config)}-{kind}-vllm", length)
