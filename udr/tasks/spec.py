@@ -16,6 +16,7 @@ Kind = Literal["classification", "multichoice", "generation"]
 Metric = Literal[
     "accuracy", "macro_f1", "exact_match", "lf_em", "rouge_l", "bleu", "bleu_1", "bleu_3", "bleu_4", "sari"
 ]
+Split = Literal["train", "test"]
 Normalisation = Literal["sum", "mean", "pmi"]
 
 
@@ -50,7 +51,7 @@ class Source(StrictConfig):
     hub: str = ""  # data set name for `datasets.load_dataset`
     revision: str = "main"
     config: str = ""
-    splits: dict[str, str] = Field(default_factory=lambda: {"train": "train", "test": "test"})  # ours -> theirs
+    splits: dict[Split, str] = Field(default={"train": "train", "test": "test"})  # ours -> theirs
     columns: dict[str, str] = Field(default_factory=dict)  # input, output, … -> theirs or a {template}
     bigbench: str = ""  # folder below bigbench/benchmark_tasks
 
