@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
+from warnings import warn
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from udr.bm25 import BM25
 from udr.candidates import with_ranks
 from udr.data import TaskData
 from udr.draw import seeded, spread
-from udr.errors import DataError
+from udr.errors import DataError, UDRWarning
 from udr.prompt import render_demonstration
 from udr.retriever import build_dense_ranker, most_copies
 from udr.scoring.feedback import Pair, Shortcut, score_pairs
@@ -38,7 +39,8 @@ def choose_queries(pool: Sequence[Demonstration], count: int, seed: int, balance
 def drop_long(spec: TaskSpec, pool: Sequence[Demonstration], tokenizer: Tokenizer, limit: int) -> list[Demonstration]:
     """Keep demonstrations of which any two fit `limit` LM tokens, one as z and one as the query with any option.
 
-    The LM's feedback on a longer one would cost most and could hardly be used: it would fill a prompt alone.
+    The LM's feedback on a longer one would cost most and could hardly be used: it would fill a prompt alone. A warning
+    says how many are left out.
 
     Raises:
         DataError: none is short enough.
@@ -59,6 +61,13 @@ def drop_long(spec: TaskSpec, pool: Sequence[Demonstration], tokenizer: Tokenize
     kept = [d for d in pool if 2 * (longest(d) + BORDER) <= limit]
     if not kept:
         raise DataError(f"task {spec.name}: no two demonstrations fit {limit} tokens; raise mining.max_tokens")
+    if left_out := len(pool) - len(kept):
+        warn(
+            f"task {spec.name}: {left_out:,} of {len(pool):,} demonstrations left out of mining: "
+            f"two of them exceed mining.max_tokens ({limit})",
+            UDRWarning,
+            stacklevel=2,
+        )
     return kept
 
 

@@ -85,16 +85,17 @@ class Mixture:
         return {"share": self.share, "likeness": {str(share): like for share, like in self.likeness.items()}}
 
 
-def mix(spec: TaskSpec, pool: Sequence[Demonstration], trained: Encoder, untrained: Encoder, seed: int = 0) -> Mixture:
+def mix(spec: TaskSpec, pool: Sequence[Demonstration], trained: Encoder, untrained: Encoder) -> Mixture:
     """Rank a pool by both encoders; the share of each is the one whose neighbours have the outputs most alike.
 
     What training taught may help on a task it has not seen or mislead there, and no LM has judged the pool. But the
     pool knows its outputs: up to `ASKED` demonstrations are asked for their neighbours among the others, under each
     share, and the neighbours' outputs are compared with their own (the same label; the words shared by free text).
-    Shares are of similarities in units of their spread over the pool. Of equal shares the more even one is taken.
+    Shares are of similarities in units of their spread over the pool. Of equal shares the more even one is taken. The
+    same pool and encoders always give the same share: what was evaluated is what answers later.
     """
     instruction = spec.retrieval_instruction
-    asked = [int(i) for i in seeded("mixture", seed).permutation(len(pool))[:ASKED]]
+    asked = [int(i) for i in seeded("mixture", 0).permutation(len(pool))[:ASKED]]
     z = trained.encode_demonstrations(for_encoder(spec, pool), instruction)
     x = untrained.encode_queries([d.query for d in pool])
     q = trained.encode_queries([pool[i].query for i in asked], instruction)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from udr.bm25 import BM25
 from udr.data import TaskData
 from udr.draw import seeded
-from udr.errors import DataError
+from udr.errors import DataError, UDRWarning
 from udr.fakes import FakeEncoder, FakeLM
 from udr.mining import choose_queries, drop_long, propose_bm25, propose_dense, sample, score_lists
 from udr.prompt import for_encoder, render, render_demonstration
@@ -157,7 +157,10 @@ def test_long_demonstrations_are_dropped_before_mining(sentiment: TaskSpec, revi
     lm = FakeLM()
     sizes = {d.id: len(lm.encode(render_demonstration(sentiment, d))) for d in reviews}
     limit = 2 * sorted(sizes.values())[2] + 4
-    kept = drop_long(sentiment, reviews, lm, limit)
+    with pytest.warns(
+        UDRWarning, match=rf"task {sentiment.name}: \d of {len(reviews)} demonstrations left out of mining"
+    ):
+        kept = drop_long(sentiment, reviews, lm, limit)
     assert {i for i, n in sizes.items() if 2 * n + 4 <= limit} == {d.id for d in kept}
     assert 3 <= len(kept) < len(reviews)
     for z, x in itertools.product(kept, kept):
@@ -172,7 +175,8 @@ def test_a_row_whose_wrong_option_is_too_long_is_left_out(choosing: TaskSpec) ->
     short = Demonstration("short", "which", "a", ("a", "b"))
     long = Demonstration("long", "which", "a", ("a", "b " * 30))
     limit = 2 * (len(lm.encode(render_demonstration(choosing, short))) + 4)
-    assert [d.id for d in drop_long(choosing, [short, long], lm, limit)] == ["short"]
+    with pytest.warns(UDRWarning, match="1 of 2 demonstrations left out of mining"):
+        assert [d.id for d in drop_long(choosing, [short, long], lm, limit)] == ["short"]
     assert [d.id for d in drop_long(choosing, [short, long], lm, limit + 140)] == ["short", "long"]
 
 

@@ -131,10 +131,10 @@ def test_likeness_is_that_of_the_nearest_others_by_plain_loops(spec: TaskSpec) -
 
 def test_a_large_pool_is_asked_in_part_and_the_same_part_again() -> None:
     pool = pool_of(2 * ASKED, 0)
-    first, again = (mix(LABELLING, pool, WordEncoder(0), WordEncoder(2), seed=4) for _ in range(2))
+    first, again = (mix(LABELLING, pool, WordEncoder(0), WordEncoder(2)) for _ in range(2))
     assert first.likeness == again.likeness
     assert first.ranker.encoder.fingerprint == again.ranker.encoder.fingerprint
-    asked = seeded("mixture", 4).permutation(len(pool))[:ASKED]
+    asked = seeded("mixture", 0).permutation(len(pool))[:ASKED]
     wanted = np.mean([[pool[i].output == pool[j].output for j in asked] for i in asked])  # chance, by the blind one
     assert first.likeness[1.0] == pytest.approx(wanted, abs=0.08)
 
