@@ -1,13 +1,19 @@
-"""Every setting of the offline job; the defaults are the paper's choices (Li et al. 2023, arXiv 2305.04320)."""
+"""Every setting of the offline job; the defaults are the paper's choices (Li et al. 2023, arXiv 2305.04320).
+
+Two are ours: texts are read as the sentence encoder was trained to, and vectors have unit norm, with a temperature. The
+paper's raw BERT is `encoder: {pooling: cls, unit_norm: false}` and `train: {temperature: 1}` (`configs/paper.yaml`).
+"""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from udr.config import StrictConfig
+from udr.tasks.spec import NAME
 
 __all__ = [
     "EncoderSettings",
@@ -21,7 +27,7 @@ __all__ = [
 
 # those of udr.weighting
 WeightingName = Literal["equal", "uncertainty", "dwa", "gradnorm", "mgda", "pcgrad", "cagrad", "gls", "rlw", "imtl"]
-Method = Literal["zero_shot", "random", "bm25", "encoder", "epr", "epr_mined", "udr", "udr_unmixed"]
+METHODS = ("zero_shot", "random", "bm25", "encoder", "epr", "epr_mined", "udr", "udr_unmixed")
 
 
 class LMSettings(StrictConfig):
@@ -123,7 +129,9 @@ class EvaluationSettings(StrictConfig):
     # retrievers that are compared, the last one against the best of the others; `encoder` is the untrained one,
     # `epr_mined` is EPR that may also learn from the lists which the unified retriever mined; `udr_unmixed` is `udr`
     # without the help of the untrained encoder (udr.mixture), which `udr` has on tasks that it was not trained on
-    methods: tuple[Method, ...] = Field(default=("zero_shot", "random", "bm25", "encoder", "epr", "udr"), min_length=1)
+    methods: tuple[str, ...] = Field(default=("zero_shot", "random", "bm25", "encoder", "epr", "udr"), min_length=1)
+    # other sentence encoders to compare with, `{name: folder or hub name}`; each name is a method then
+    encoders: dict[str, str] = Field(default_factory=dict)
     tasks: tuple[str, ...] = ()  # () means the training tasks; others are tasks the retriever never saw
     queries: int = Field(default=0, ge=0)  # test queries a task; 0: all
     budget: int = Field(default=2048, ge=16)  # tokens of a finished prompt, the answer included
@@ -132,6 +140,17 @@ class EvaluationSettings(StrictConfig):
     selection: Literal["top_k", "mmr", "dpp", "coverage", "balanced", "balanced_tags"] = "top_k"  # see udr.selection
     order: Literal["ascending", "descending", "random", "interleaved"] = "ascending"  # ascending: the best one last
     draws: int = Field(default=1000, ge=100)  # of the bootstrap
+
+    @model_validator(mode="after")
+    def _methods_are_known(self) -> EvaluationSettings:
+        for name in self.encoders:
+            if name in METHODS or not re.fullmatch(NAME, name):
+                raise ValueError(f"encoders: {name!r} is the name of a method, or none that a folder could have")
+        known = (*METHODS, *self.encoders)
+        for name in self.methods:
+            if name not in known:
+                raise ValueError(f"methods: {name!r} is not one of {', '.join(known)}")
+        return self
 
 
 class RunConfig(StrictConfig):

@@ -196,13 +196,19 @@ class EvaluationTable:
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
-    def markdown(self) -> str:
-        """One row a task, then families, kinds and the average; the best method of a row is bold."""
+    def markdown(self, intervals: bool = True) -> str:
+        """One row a task, then families, kinds and the average; the best method of a row is bold.
+
+        Behind each score stands its 95 % interval, unless `intervals` is false.
+        """
         lines = ["| | " + " | ".join(self.methods) + " | p |", "|---|" + "---|" * (len(self.methods) + 1)]
         last = self.scores[self.methods[-1]]
         for row in last:
             values = [self.scores[m][row] for m in self.methods]
             cells = [f"**{v:.1f}**" if v == max(values) else f"{v:.1f}" for v in values]
+            if intervals:
+                bounds = [self.intervals[m][row] for m in self.methods]
+                cells = [f"{cell} ({low:.0f}–{high:.0f})" for cell, (low, high) in zip(cells, bounds, strict=True)]
             p = f"{self.p_values[row]:.3f}" if row in self.p_values else ""
             lines.append(f"| {row} | " + " | ".join(cells) + f" | {p} |")
         return "\n".join(lines)

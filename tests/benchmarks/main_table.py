@@ -109,7 +109,7 @@ def main() -> None:
     if part in ("unseen", "tried"):
         facts = read_json(table_path(open_run(config), table.tasks))["facts"]
         figures["untrained_share"] = facts["untrained_share"]
-    print(table.markdown())
+    print(table.markdown(intervals=False))  # as README shows it; the intervals stand in the result
     print(write_result(name, figures))
 
 

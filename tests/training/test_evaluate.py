@@ -13,6 +13,7 @@ from workbench import Bench, Outcome, digest, mood_rows, paint_rows, write_table
 
 from training.evaluate import evaluate, evaluated_tasks, evaluation_queries, index, table_path
 from training.run import open_run
+from training.settings import RunConfig
 from udr.config import load_config
 from udr.data import open_task
 from udr.encoder import load_encoder
@@ -162,6 +163,23 @@ def test_a_table_never_seen_is_evaluated_with_the_methods_that_need_no_training_
     assert found["scores"]["bm25"]["elsewhere"] > found["scores"]["zero_shot"]["elsewhere"]
 
 
+def test_any_sentence_encoder_can_be_compared_with(copy: Bench, cls_bert_folder: Path, asked: list[str]) -> None:
+    own = load_config(RunConfig, copy.config).encoder.name
+    settings = "evaluation.methods=[encoder, twin, other]", "evaluation.encoders={{twin: {0}, other: {1}}}"
+    run = open_run(copy.settings(settings[0], settings[1].format(own, own)))
+    evaluate(run)
+    folder = run.out / "evaluation"
+    for task in run.tasks:
+        assert read_answers(folder / "twin" / f"{task}.jsonl") == read_answers(folder / "encoder" / f"{task}.jsonl")
+    asked.clear()
+    evaluate(run)
+    assert asked == []
+    evaluate(open_run(copy.settings(settings[0], settings[1].format(own, cls_bert_folder))))
+    assert asked  # of the one that became another
+    with pytest.raises(ConfigError, match=r"evaluation\.encoders\.other: missing: cannot be loaded \(no such folder"):
+        evaluated_tasks(open_run(copy.settings(settings[0], settings[1].format(own, "missing"))))
+
+
 def test_the_untrained_encoder_has_a_say_on_a_task_never_trained_on_and_on_no_other(
     copy: Bench, tmp_path: Path, asked: list[str]
 ) -> None:
@@ -170,7 +188,7 @@ def test_the_untrained_encoder_has_a_say_on_a_task_never_trained_on_and_on_no_ot
     evaluate(run)
     folder = run.out / "evaluation"
     data = open_task(str(table))
-    mixture = mix(data.spec, data.train, load_encoder(run.out / "round-1" / "encoder"), run.untrained_encoder(), 0)
+    mixture = mix(data.spec, data.train, load_encoder(run.out / "round-1" / "encoder"), run.untrained_encoder())
     retriever = Retriever(data.spec, data.train, mixture.ranker)
     wanted = retriever.retrieve([d.query for d in evaluation_queries(data, 8, 0)], 4)
     answers = read_answers(folder / "udr" / "elsewhere.jsonl")

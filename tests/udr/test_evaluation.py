@@ -243,7 +243,7 @@ def test_one_method_alone_is_tested_against_nothing() -> None:
     assert table.p_values == {}
     assert table.best_baseline == {}
     assert table.scores["udr"]["average"] == pytest.approx(280 / 3)
-    assert table.markdown().splitlines()[-1] == "| average | **93.3** |  |"
+    assert table.markdown(intervals=False).splitlines()[-1] == "| average | **93.3** |  |"
 
 
 def test_intervals_hold_the_score_narrow_with_more_queries_and_repeat() -> None:
@@ -283,7 +283,11 @@ def test_markdown_has_a_row_a_task_then_families_kinds_and_the_average() -> None
 | kind: classification | 60.0 | 20.0 | **80.0** |  |
 | average | 61.7 | 40.0 | **93.3** | PPP |"""
     table = build_table(SPECS, ANSWERS, draws=100)
-    assert table.markdown() == expected.replace("PPP", f"{table.p_values['average']:.3f}")
+    assert table.markdown(intervals=False) == expected.replace("PPP", f"{table.p_values['average']:.3f}")
+    low, high = table.intervals["bm25"]["family: one"]
+    assert high > low > 0
+    assert "| family: one | 42.5 (" in table.markdown()
+    assert f"| 35.0 ({low:.0f}–{high:.0f}) | **90.0** (" in table.markdown()
 
 
 def test_the_table_is_json(tmp_path: Path) -> None:
