@@ -475,7 +475,7 @@ class Catalog:
         """
         self.prune()
         for encoding in list(self._dense.values()):
-            encoding.tend(threads)
+            encoding.tend(self.store, threads)
             self._remember(encoding.row.pool_id)
 
     def _remember(self, pool_id: int) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import threading
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import structlog
@@ -46,6 +46,8 @@ class Encoding:
         self.seq = 0
         self._folder = folder
         self._saved = (0, 0)  # seq, and rows in graphs
+        self._goes_on_from: str | None = None  # the token of the save that was read, or of the last one
+        self._noted: str | None = None  # the token of the last save, if it was this process's
         self._following = threading.Lock()
         if folder is not None and folder.is_dir():
             self._open(folder, store)
@@ -54,8 +56,8 @@ class Encoding:
         """Take the index from the folder, if it is whole and what the store holds."""
         try:
             index, state = load_live_index(folder)
-            if state["encoding"] != self._identity or index.fingerprint != self.row.fingerprint:
-                raise ArtifactError("of another database, or another encoding")
+            if not store.knows_save(self.row.id, state["token"]):
+                raise ArtifactError("of another database, or of a later day of this one")
             seq = int(state["seq"])
             changes = store.changes(self.row.pool_id, self.row.id, self.row.dim, seq)
             if changes.seq < seq:
@@ -67,22 +69,20 @@ class Encoding:
                 if seq == last:
                     break
                 changes = store.changes(self.row.pool_id, self.row.id, self.row.dim, seq)
-            if store.id_sum(self.row.id, seq) not in ((len(index), index.id_sum()), None):
-                raise ArtifactError("it does not hold what the database does")
         except (UDRError, KeyError, TypeError, ValueError) as error:
             _log.warning("index cache refused; it is made anew", folder=str(folder), error=str(error))
             return
         self.index, self.seq, self._saved = index, seq, (seq, index.in_graphs)
+        self._goes_on_from = state["token"]
 
-    @property
-    def _identity(self) -> list[Any]:
-        return [self.row.id, self.row.pool_id, self.row.created]
-
-    def tend(self, threads: int) -> None:
+    def tend(self, store: Store, threads: int) -> None:
         """Make graphs of many rows (with so many threads; 0: not now), and save a large index that has changed.
 
+        The database learns a token of each save before the files do. One that is put back to an earlier day does not
+        know it, whatever numbers its rows are given from then on.
+
         Raises:
-            ArtifactError: it cannot be written.
+            ArtifactError: it cannot be written, or is not of the database as it is now.
         """
         while threads and self.index.improve(threads):
             pass
@@ -96,7 +96,19 @@ class Encoding:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return  # another process is at it
-            self.index.save(self._folder, {"encoding": self._identity, "seq": seq}, segments)
+            token = uuid.uuid4().hex
+            if not store.note_save(self.row.id, token, self._goes_on_from):
+                raise ArtifactError(
+                    f"{self._folder}: not saved, for the database was put back while it was served; start anew"
+                )
+            try:
+                self.index.save(self._folder, {"token": token, "seq": seq}, segments)
+            except ArtifactError:
+                store.forget_save(token)
+                raise
+        former, self._noted, self._goes_on_from = self._noted, token, token
+        if former is not None:  # those of other processes are theirs to go on from
+            store.forget_save(former)
         self._saved = seq, self.index.in_graphs
 
     def follow(self, store: Store, seq: int) -> None:

@@ -73,10 +73,6 @@ class LiveIndex:
         """Rows that are found by a graph."""
         return sum(len(s.ids) - s.dead for s in self._segments if s.graph is not None)
 
-    def id_sum(self) -> int:
-        """The sum of all ids: with their number, a cheap check against another list of them."""
-        return sum(int(s.ids[s.alive].sum()) for s in self._segments)
-
     def add(self, ids: ArrayLike, vectors: ArrayLike, metadata: Sequence[Mapping[str, str]]) -> None:
         """Store vectors (m, dim) under new ids (m,) with their metadata (m); on an error nothing is stored.
 

@@ -28,7 +28,7 @@ from serving.sql.rows import (
     portions,
     stored,
 )
-from serving.sql.tables import demonstration, embedding, encoding, pool, tombstone
+from serving.sql.tables import demonstration, embedding, encoding, pool, saved_index, tombstone
 from udr.errors import ConflictError, NotFoundError, QuotaExceeded, UDRError
 from udr.types import Demonstration, FloatArray
 
@@ -379,16 +379,33 @@ class Store:
             data[i] = r.data
         return Changes(int(upto), [r.id for r in rows], data, [r.metadata for r in rows], gone)
 
-    def id_sum(self, encoding_id: int, seq: int) -> tuple[int, int] | None:
-        """How many rows have a vector under an encoding, and the sum of their numbers; None if `seq` has passed."""
-        own = embedding.c.encoding_id == encoding_id
-        with self._read() as c:
-            current = sa.select(pool.c.seq).join(encoding, encoding.c.pool_id == pool.c.id)
-            if c.execute(current.where(encoding.c.id == encoding_id)).scalar_one_or_none() != seq:
-                return None
-            total = sa.func.coalesce(sa.func.sum(embedding.c.demonstration_id), 0)
-            count, ids = c.execute(sa.select(sa.func.count(), total).where(own)).one()
-        return int(count), int(ids)
+    def note_save(self, encoding_id: int, token: str, before: str | None) -> bool:
+        """Note that an encoding's index is about to be saved under a token: True, or False with nothing noted.
+
+        Args:
+            encoding_id: whose index it is.
+            token: new.
+            before: of the save that the index goes on from; a database that was put back since does not know it. None:
+                it goes on from none.
+        """
+        with self._write() as c:
+            there = c.execute(sa.select(encoding.c.id).where(encoding.c.id == encoding_id)).one_or_none()
+            own = sa.select(saved_index.c.token).where(saved_index.c.encoding_id == encoding_id)
+            if there is None or (before is not None and before not in c.execute(own).scalars().all()):
+                return False
+            c.execute(sa.insert(saved_index).values(token=token, encoding_id=encoding_id))
+        return True
+
+    def knows_save(self, encoding_id: int, token: str) -> bool:
+        """Tell whether the database was at some time the one beside which an encoding's index was saved."""
+        own = (saved_index.c.encoding_id == encoding_id) & (saved_index.c.token == token)
+        with self._read(fresh=True) as c:
+            return c.execute(sa.select(saved_index.c.token).where(own)).one_or_none() is not None
+
+    def forget_save(self, token: str) -> None:
+        """Forget a save that another one has taken the place of."""
+        with self._write() as c:
+            c.execute(sa.delete(saved_index).where(saved_index.c.token == token))
 
 
 def _encodings(c: sa.Connection, pool_id: int) -> set[int]:

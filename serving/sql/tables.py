@@ -38,6 +38,7 @@ __all__ = [
     "job_part",
     "metadata",
     "pool",
+    "saved_index",
     "tombstone",
 ]
 
@@ -146,6 +147,14 @@ embedding = Table(
     Column("data", VECTOR, nullable=False),
     Index("embedding_in_order", "encoding_id", "seq"),
     Index("embedding_of_demonstration", "demonstration_id"),
+)
+
+# indexes that were saved beside the database: one that is put back to an earlier day lacks those of later ones
+saved_index = Table(
+    "saved_index",
+    metadata,
+    Column("token", Text, primary_key=True),  # stands in the saved index too
+    Column("encoding_id", BigInteger, ForeignKey("encoding.id", ondelete="CASCADE"), nullable=False),
 )
 
 # work that outlives a request, and its process: loads and changes of the retriever

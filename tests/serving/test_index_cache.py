@@ -8,13 +8,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 import serving.pool_index
 from serving.app import build_parts, close_parts
 from serving.catalog import Catalog
 from serving.choosing import Search
 from serving.settings import Settings
+from serving.sql.tables import saved_index
 from udr import live_index
+from udr.errors import ArtifactError
 from udr.tasks.spec import TaskSpec
 from udr.types import Demonstration, Query
 
@@ -129,6 +132,54 @@ def test_an_index_of_another_time_or_database_is_refused(tmp_path: Path) -> None
         catalog.write(catalog.pool("p"), rows(800, 4))
     with opened(settings) as catalog:  # as far as the index, by another way
         assert len(found(catalog)) == 608
+
+
+def test_numbers_that_come_again_after_a_restore_take_no_index_for_another(tmp_path: Path) -> None:
+    """As many rows with the same numbers as the index holds, and other texts."""
+    settings = Settings(database=f"sqlite:///{tmp_path}/udr.sqlite", encoder="fake")
+    fill(settings)
+    shutil.copy(tmp_path / "udr.sqlite", tmp_path / "old")
+    with opened(settings) as catalog:
+        catalog.write(catalog.pool("p"), rows(600, 10))
+        assert len(found(catalog)) == 610
+        catalog.tend(1)
+    shutil.copy(tmp_path / "old", tmp_path / "udr.sqlite")
+    with opened(settings.model_copy(update={"cache": str(tmp_path / "none")})) as catalog:
+        catalog.write(catalog.pool("p"), [Demonstration(f"n{i}", f"new {i}", "y") for i in range(10)])
+    with opened(settings) as catalog:
+        assert found(catalog) == {f"r{i}" for i in range(600)} | {f"n{i}" for i in range(10)}
+        pool = catalog.pool("p")
+        ranking = catalog.rank_by(pool, "")
+        assert ranking.encoding is not None
+        queries = [Query("q", "new 7 y")]
+        vectors = ranking.encoding.encoder.encode_queries(queries)
+        (answer,) = catalog.retrieve(pool, ranking, queries, vectors, Search(1))
+        assert answer.found[0].demonstration.id == "n7"
+
+
+def test_processes_that_share_a_folder_save_one_after_another(cached: Settings) -> None:
+    fill(cached)
+    with opened(cached) as one, opened(cached) as other:
+        for step, catalog in enumerate([one, other, one, other]):
+            catalog.write(catalog.pool("p"), rows(600 + step, 1))
+            assert len(found(catalog)) == 601 + step
+            catalog.tend(0)
+    with opened(cached) as catalog:
+        assert len(found(catalog)) == 604
+        (encoding,) = catalog._dense.values()
+        assert encoding._saved[0] > 0
+
+
+def test_an_index_of_a_database_put_back_while_it_is_served_is_not_saved(cached: Settings) -> None:
+    fill(cached)
+    with opened(cached) as catalog:
+        assert len(found(catalog)) == 600
+        with catalog.store.database.write() as c:
+            c.execute(sa.delete(saved_index))
+        catalog.write(catalog.pool("p"), rows(600, 1))
+        assert len(found(catalog)) == 601
+        with pytest.raises(ArtifactError, match="put back"):
+            catalog.tend(0)
 
 
 def test_indexes_that_answer_no_more_are_removed(cached: Settings) -> None:
