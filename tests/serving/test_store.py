@@ -6,10 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy.exc import StatementError
 
+import serving.sql.database
 from serving.sql.database import open_database
 from serving.sql.store import Store
 from serving.sql.tables import metadata
@@ -28,6 +32,18 @@ def vector_of(d: Demonstration) -> FloatArray:
 @pytest.mark.filterwarnings("ignore:Did not recognize type 'vector'")
 def test_the_migrations_make_what_the_tables_say(store: Store) -> None:
     with store.database.engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+
+
+@pytest.mark.filterwarnings("ignore:Did not recognize type 'vector'")
+def test_the_migrations_go_down_and_up_again(store: Store) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(serving.sql.database.__file__).parent / "migrations"))
+    with store.database.engine.execution_options(udr_writing=True).connect() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, "base")
+        assert sa.inspect(connection).get_table_names() == ["alembic_version"]
+        command.upgrade(config, "head")
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
 
 

@@ -152,5 +152,5 @@ def downgrade() -> None:
         "demonstration",
         "pool",
     )
-    for table in (*tables, "demonstration", "pool"):
+    for table in tables:
         op.drop_table(table)
