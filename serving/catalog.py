@@ -104,6 +104,7 @@ class Catalog:
         self._cache = cache
         self._dense: dict[int, Encoding] = {}
         self._lexical: dict[int, Lexical] = {}
+        self._lexical_locks: dict[int, threading.Lock] = {}
         self._opening = threading.Lock()
         self._remembered: dict[int, Stored] = {}
         self._read_to: dict[int, int] = {}  # the last row of each pool that was read ahead
@@ -182,7 +183,7 @@ class Catalog:
             for folder in self._cache.glob("encoding-*"):
                 if folder.name.removeprefix("encoding-") not in map(str, answering):
                     shutil.rmtree(folder, ignore_errors=True)
-        for held in (self._lexical, self._specs, self._read_to):
+        for held in (self._lexical, self._lexical_locks, self._specs, self._read_to):
             for number in held.keys() - {row.id for row in rows}:
                 held.pop(number, None)
 
@@ -382,11 +383,18 @@ class Catalog:
             index = ranking.encoding.index
             found.append(index.search(vectors, k, ranking.encoding.row.fingerprint, conditions, segments))
         if ranking.lexical:
-            lexical = self._lexical.get(pool.row.id)
-            if lexical is None or lexical.seq < pool.row.seq:
-                lexical = self._lexical[pool.row.id] = Lexical(self.store, pool.row.id, pool.row.seq)
-            found.append(lexical.search(queries, k, conditions))
+            found.append(self._words_of(pool).search(queries, k, conditions))
         return fuse(found[0], found[1], k) if len(found) == 2 else found[0]
+
+    def _words_of(self, pool: Pool) -> Lexical:
+        """A pool's words as they are now; requests that come together after a write read them once."""
+        lexical = self._lexical.get(pool.row.id)
+        if lexical is None or lexical.seq < pool.row.seq:
+            with self._lexical_locks.setdefault(pool.row.id, threading.Lock()):
+                lexical = self._lexical.get(pool.row.id)
+                if lexical is None or lexical.seq < pool.row.seq:
+                    lexical = self._lexical[pool.row.id] = Lexical(self.store, pool.row.id, pool.row.seq)
+        return lexical
 
     # -- encodings
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 from serving.batching import EncodingWorker
 from serving.catalog import Catalog
 from serving.choosing import Search
+from serving.pool_index import Lexical
 from serving.retrievers import Retrievers
 from serving.sql.jobs import Jobs, Step
 from serving.sql.store import Store
@@ -90,3 +93,21 @@ def test_what_goes_away_while_it_is_chosen_is_no_error(
 
     monkeypatch.setattr(Catalog, "_stored", delete_then)
     assert len(found(catalog, retriever, k=5, selection=selection, considered=20)) == 5
+
+
+def test_requests_that_come_together_after_a_write_read_the_words_once(
+    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    class Slow(Lexical):
+        def __init__(self, store: Store, pool_id: int, seq: int) -> None:
+            made.append(seq)
+            time.sleep(0.1)
+            super().__init__(store, pool_id, seq)
+
+    monkeypatch.setattr("serving.catalog.Lexical", Slow)
+    with ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(lambda _: found(catalog, "hybrid", k=8), range(8)))
+    assert len(made) == 1
+    assert all(answer == answers[0] for answer in answers)
