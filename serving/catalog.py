@@ -403,7 +403,7 @@ class Catalog:
 
         Args:
             pool: which goes on to answer as before meanwhile.
-            retriever: a name of `Retrievers`.
+            retriever: a name of `Retrievers`; the one that answers too, whose files may have been written anew.
             tell: of how far it is.
 
         Raises:
@@ -460,7 +460,7 @@ class Catalog:
             row = next((e for e in self.store.encodings(pool.row.id) if e.id == encoding_id), None)
             if row is None:
                 raise ConflictError(f"pool {pool.row.name!r} was switched meanwhile; ask again", 1)
-            encoder, _ = self.retrievers.open(row.retriever, pool.spec, (), row.weights)
+            encoder, _ = self.retrievers.open(row.retriever, pool.spec, (), row.weights, row.fingerprint)
             if encoder.fingerprint != row.fingerprint:
                 raise ConflictError(
                     f"pool {pool.row.name!r} was encoded by another {row.retriever!r} than the service has now; "

@@ -29,6 +29,7 @@ _log = structlog.get_logger("udr.serving")
 DENSE = "dense"  # the untrained sentence encoder's name among the retrievers
 _PLAIN = TaskSpec(name="plain", family="custom", kind="generation", metric="rouge_l")
 _ASKED = 2000  # demonstrations of a pool that decide the share of each encoder
+_HELD = 2  # encoders of one name: the one that its files make now, and the one before, for pools that it still answers
 
 
 class PoolEncoder:
@@ -97,6 +98,9 @@ class PoolEncoder:
 class Retrievers:
     """Encoders by name: `dense`, and one for each retriever folder; each is loaded when it is first asked for.
 
+    A folder may be written anew while it is in use: whoever opens its retriever for new vectors gets what the folder
+    holds now, and whoever goes on with old ones the encoder that made them.
+
     Args:
         dense: makes the sentence encoder; None where the service has none (BM25 alone).
         folders: trained retrievers by name, as `udr index` writes them.
@@ -111,6 +115,7 @@ class Retrievers:
         precision: Precision = "auto",
     ) -> None:
         self._makers: dict[str, Callable[[], Encoder]] = {DENSE: dense} if dense else {}
+        self._places: dict[str, Path] = {}  # of what a folder's maker reads
         for name, folder in folders.items():
             if not (folder / "encoder" / "encoder.json").is_file():
                 raise ArtifactError(f"retriever {name!r}: {folder}: not a retriever folder (no encoder/)")
@@ -118,12 +123,13 @@ class Retrievers:
             if twice := made.keys() & self._makers.keys():
                 raise ConfigError(f"retriever {name!r}: there is a {', '.join(sorted(twice))} already; rename one")
             self._makers |= made
+            self._places |= dict.fromkeys(made, folder / "encoder")
         self._folders = dict(folders)
         # those of pictures read a demonstration's picture, whatever the task
         of_pictures = {n: f for n, f in folders.items() if "kind" in read_json(f / "encoder" / "encoder.json")}
         self._of_pictures = {made for n, f in of_pictures.items() for made in _makers_of(n, f / "encoder")}
         self._precision = precision
-        self._loaded: dict[str, _Loaded] = {}
+        self._loaded: dict[str, list[_Loaded]] = {}  # the newest first
         self._loading = threading.Lock()
 
     @property
@@ -131,7 +137,12 @@ class Retrievers:
         return list(self._makers)
 
     def open(
-        self, name: str, spec: TaskSpec, sample: Sequence[Demonstration], weights: Sequence[float] | None = None
+        self,
+        name: str,
+        spec: TaskSpec,
+        sample: Sequence[Demonstration],
+        weights: Sequence[float] | None = None,
+        fingerprint: str = "",
     ) -> tuple[PoolEncoder, list[float] | None]:
         """The encoder of one pool under a retriever, and the weights of the trained and the untrained one in it.
 
@@ -139,21 +150,50 @@ class Retrievers:
         is encoded by both: by the `weights` that the pool was given before, or as `sample` advises (`udr.mixture`).
         Where there is no sample yet both count alike.
 
+        Args:
+            name: of the retriever.
+            spec: of the pool's task.
+            sample: of the pool's demonstrations.
+            weights: that the pool was given before.
+            fingerprint: of the encoder that made the vectors which the pool has; while it is held it is given. "": what
+                the files make now.
+
         Raises:
             UnknownNameError: no such retriever.
             ArtifactError: its files are damaged, or it holds no untrained encoder and the task is new to it.
         """
         if name not in self._makers:
             raise UnknownNameError("retriever", name, [*self._makers, "bm25"])
+        if fingerprint:
+            alone = weights is None
+            for own in [*self._loaded.get(name, ())]:
+                found = self._of_pool(own, name, spec, sample, weights, alone=alone, anew=False)
+                if found[0].fingerprint == fingerprint:
+                    return found
+        else:
+            alone = name in self._folders and (self._folders[name] / "tasks" / spec.name).is_dir()
+        own = self._load(name, self._makers[name], self._places.get(name))
+        return self._of_pool(own, name, spec, sample, weights, alone=alone, anew=True)
+
+    def _of_pool(
+        self,
+        trained: _Loaded,
+        name: str,
+        spec: TaskSpec,
+        sample: Sequence[Demonstration],
+        weights: Sequence[float] | None,
+        *,
+        alone: bool,
+        anew: bool,
+    ) -> tuple[PoolEncoder, list[float] | None]:
+        """As `open`, of one that is loaded; `alone`: it knows the task; `anew`: the other files are looked at again."""
         if name == DENSE:
-            own = self._load(name, self._makers[name])
-            return PoolEncoder(own.encoder, spec, inputs_only=True, quick=own.quick), None
-        trained = self._load(name, self._makers[name])
+            return PoolEncoder(trained.encoder, spec, inputs_only=True, quick=trained.quick), None
         if name in self._of_pictures:
             return PoolEncoder(trained.encoder, spec, inputs_only=True), None
-        if (self._folders[name] / "tasks" / spec.name).is_dir():
+        if alone:
             return PoolEncoder(trained.encoder, spec, quick=trained.quick), None
-        untrained = self._load(f"{name}/untrained", partial(_load_folder, self._folders[name] / "untrained"))
+        untrained = self._untrained(name, anew=anew)
         if weights is None:
             weights = [1.0, 1.0]
             if sample:
@@ -164,8 +204,8 @@ class Retrievers:
             return PoolEncoder(trained.encoder, spec, quick=trained.quick), [a, b]
         if not a:
             return PoolEncoder(untrained.encoder, spec, inputs_only=True, quick=untrained.quick), [a, b]
-        exact, quick = (MixedEncoder(t, u, a, b) for t, u in zip(trained, untrained, strict=True))
-        return PoolEncoder(exact, spec, quick=quick), [a, b]
+        exact = MixedEncoder(trained.encoder, untrained.encoder, a, b)
+        return PoolEncoder(exact, spec, quick=MixedEncoder(trained.quick, untrained.quick, a, b)), [a, b]
 
     def plain(self, name: str) -> PoolEncoder:
         """A retriever as an encoder of plain texts that belong to no task.
@@ -176,28 +216,57 @@ class Retrievers:
         """
         if name not in self._makers:
             raise UnknownNameError("retriever", name, self._makers)
-        own = self._load(name, self._makers[name])
+        held = self._loaded.get(name)
+        own = held[0] if held else self._load(name, self._makers[name], self._places.get(name))
         return PoolEncoder(own.encoder, _PLAIN, inputs_only=True, quick=own.quick)
 
-    def _load(self, name: str, make: Callable[[], Encoder]) -> _Loaded:
+    def _untrained(self, name: str, *, anew: bool) -> _Loaded:
+        place = self._folders[name] / "untrained"
+        held = self._loaded.get(f"{name}/untrained")
+        return held[0] if held and not anew else self._load(f"{name}/untrained", partial(_load_folder, place), place)
+
+    def _load(self, name: str, make: Callable[[], Encoder], place: Path | None) -> _Loaded:
+        """What the files at a place make now; what they made before is held for those who go on with it."""
         with self._loading:
-            if name not in self._loaded:
-                encoder = make()
-                if "torch" in sys.modules:
-                    # encodings go side by side: two threads of one wait for each other where cores are busy, forty
-                    # times as long for a query, measured beside a language model
-                    sys.modules["torch"].set_num_threads(1)
-                    self._loaded[name] = _with_onnx(encoder, self._precision)
-                else:
-                    self._loaded[name] = _Loaded(encoder, encoder)
-            return self._loaded[name]
+            held = self._loaded.get(name, [])
+            written = _written(place)  # before they are read: if they change meanwhile they are read again next time
+            if held and held[0].written == written:
+                return held[0]
+            encoder = make()
+            if held and held[0].encoder.fingerprint == encoder.fingerprint:
+                own = held[0]._replace(written=written)
+                held = held[1:]
+            elif "torch" in sys.modules:
+                # encodings go side by side: two threads of one wait for each other where cores are busy, forty
+                # times as long for a query, measured beside a language model
+                sys.modules["torch"].set_num_threads(1)
+                own = _Loaded(*_with_onnx(encoder, self._precision), written)
+            else:
+                own = _Loaded(encoder, encoder, written)
+            self._loaded[name] = [own, *held][:_HELD]
+            return own
 
 
 class _Loaded(NamedTuple):
-    """An encoder, and what encodes queries in its place."""
+    """An encoder, what encodes queries in its place, and the files that it was made of."""
 
     encoder: Encoder
     quick: Encoder
+    written: tuple[tuple[str, int, int, int], ...]
+
+
+def _written(place: Path | None) -> tuple[tuple[str, int, int, int], ...]:
+    """What tells a folder's files from those that were there before, without reading them.
+
+    Raises:
+        ArtifactError: they cannot be looked at.
+    """
+    try:
+        files = sorted(p for p in place.rglob("*") if p.is_file()) if place else []
+        stats = [(str(path), path.stat()) for path in files]
+    except OSError as error:
+        raise ArtifactError(f"{place}: cannot be read ({error.strerror}); is it being written?") from None
+    return tuple((name, s.st_size, s.st_mtime_ns, s.st_ino) for name, s in stats)
 
 
 def sentence_encoder(name: str) -> Callable[[], Encoder]:
@@ -227,19 +296,19 @@ def _makers_of(name: str, encoder: Path) -> dict[str, Callable[[], Encoder]]:
     return {name: partial(_load_folder, encoder)}
 
 
-def _with_onnx(encoder: Encoder, precision: Precision) -> _Loaded:
+def _with_onnx(encoder: Encoder, precision: Precision) -> tuple[Encoder, Encoder]:
     """The encoder run by ONNX Runtime where that computes the same; else as it is."""
     from udr.devices import multiplies_int8
     from udr.encoder import BiEncoder
     from udr.onnx_encoder import OnnxEncoder
 
     if not isinstance(encoder, BiEncoder) or encoder.device.type != "cpu":
-        return _Loaded(encoder, encoder)
+        return encoder, encoder
     try:
         exact = OnnxEncoder(encoder)
         in_int8 = precision == "int8" or (precision == "auto" and multiplies_int8())
         quick = OnnxEncoder(encoder, precision="int8") if in_int8 else exact
-        return _Loaded(exact, quick)
+        return exact, quick
     except UDRError as error:
         _log.warning("torch encodes: ONNX Runtime cannot", error=str(error))
-        return _Loaded(encoder, encoder)
+        return encoder, encoder

@@ -32,7 +32,12 @@ class Shelf:
         return list(self.versions)
 
     def open(
-        self, name: str, spec: TaskSpec, sample: Sequence[Demonstration], weights: Sequence[float] | None = None
+        self,
+        name: str,
+        spec: TaskSpec,
+        sample: Sequence[Demonstration],
+        weights: Sequence[float] | None = None,
+        fingerprint: str = "",
     ) -> tuple[PoolEncoder, None]:
         if name not in self.versions:
             raise UnknownNameError("retriever", name, self.versions)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from fastapi.testclient import TestClient
 
 import serving.catalog
@@ -30,13 +32,23 @@ ROWS = [{"id": str(i), "input": f"ticket {i} of the bank", "output": "login"} fo
 @pytest.fixture
 def trained(tmp_path: Path, bert_folder: Path) -> Path:
     """A retriever folder with one task of its own, `films`; other tasks are new to it."""
-    encoder = build_encoder(str(bert_folder), device="cpu")
     folder = tmp_path / "retriever"
-    encoder.save(folder / "encoder")
+    write_retriever(folder, bert_folder)
+    return folder
+
+
+def write_retriever(folder: Path, bert_folder: Path, noise: float = 0) -> None:
+    """As `udr index` does: what was there is removed before."""
+    shutil.rmtree(folder, ignore_errors=True)
+    encoder = build_encoder(str(bert_folder), device="cpu")
     encoder.save(folder / "untrained")
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weights in encoder.parameters():
+            weights.add_(noise * torch.randn_like(weights))
+    encoder.save(folder / "encoder")
     spec = TaskSpec(name="films", family="custom", kind="generation", metric="rouge_l")
     save_task(folder, spec, [Demonstration("1", "the film was a joy", "great")], encoder)
-    return folder
 
 
 @pytest.fixture
@@ -85,6 +97,56 @@ def test_a_pool_is_switched_to_a_trained_retriever_and_back(client: TestClient, 
     assert retrieve(client, name, "ticket 7 of", k=5) == before
     assert len(retrieve(client, name, "ticket 7 of", k=1000)) == every
     refused(client.put(f"{place}/retriever", json={"retriever": "min"}), 422, "mine")
+
+
+@pytest.mark.parametrize("name", ["tickets", "films"])
+def test_a_folder_that_was_written_anew_is_switched_to_under_its_name(
+    client: TestClient, both: Settings, trained: Path, bert_folder: Path, name: str
+) -> None:
+    fill(client, name)
+    place, asked = f"/v1/pools/{name}", {"pool": name, "queries": ["ticket 7 of"], "k": 10}
+
+    def answers(client: TestClient) -> tuple[str, Any]:
+        answer = client.post("/v1/retrieve", json=asked)
+        assert answer.status_code == 200, answer.text
+        return answer.json()["fingerprint"], answer.json()["results"]
+
+    finished(client, client.put(f"{place}/retriever", json={"retriever": "mine"}))
+    with TestClient(create_app(both)) as other:
+        before = answers(client)
+        assert answers(other) == before
+        write_retriever(trained, bert_folder, 0.1)
+        assert answers(client) == answers(other) == before
+        seen = []
+        begun = client.put(f"{place}/retriever", json={"retriever": "mine"})
+        while client.get(place).json()["switch"]["state"] in ("queued", "running"):
+            seen += [answers(client), answers(other)]
+            new = {"id": f"n{time.monotonic_ns()}", "input": "quite another matter", "output": "x"}
+            assert other.post(f"{place}/demonstrations", json={"demonstrations": [new]}).status_code == 201
+        finished(client, begun)
+        after = answers(client)
+        assert after[0] != before[0]
+        assert after[1] != before[1]
+        assert {fingerprint for fingerprint, _ in seen} <= {before[0], after[0]}
+        assert answers(other) == after
+        with TestClient(create_app(both)) as again:
+            assert answers(again) == after
+        assert client.post(f"{place}/retriever/rollback").status_code == 200
+        assert answers(client)[0] == before[0]
+
+
+def test_a_pool_that_was_not_asked_yet_goes_on_under_the_files_before(
+    client: TestClient, both: Settings, trained: Path, bert_folder: Path
+) -> None:
+    for name in ("tickets", "films", "others"):
+        fill(client, name, ROWS[:20])
+        finished(client, client.put(f"/v1/pools/{name}/retriever", json={"retriever": "mine"}))
+    with TestClient(create_app(both)) as again:
+        retrieve(again, "tickets", "ticket")
+        retrieve(again, "films", "ticket")
+        write_retriever(trained, bert_folder, 0.1)
+        finished(again, again.put("/v1/pools/tickets/retriever", json={"retriever": "mine"}))
+        assert retrieve(again, "others", "ticket 7", k=5) == retrieve(client, "others", "ticket 7", k=5)
 
 
 def test_a_switch_to_the_retriever_that_answers_changes_nothing(client: TestClient) -> None:
