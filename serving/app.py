@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import os
+import signal
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import structlog
 import uvicorn
 from anyio.to_thread import run_sync
 from fastapi import FastAPI
@@ -21,6 +20,7 @@ from serving.catalog import Catalog
 from serving.dependencies import Parts
 from serving.errors import PROBLEMS, add_error_handlers
 from serving.idempotency import Idempotency
+from serving.logs import LIBRARIES, configure_logs
 from serving.middleware import Gate
 from serving.retrievers import Retrievers, sentence_encoder
 from serving.routes import admin, feedback, jobs, openai, operations, playground, pools, retrieval
@@ -52,7 +52,8 @@ def build_parts(settings: Settings) -> Parts:
     dense = None if name == "none" else sentence_encoder(name)
     retrievers = Retrievers(dense, settings.retrievers, precision=settings.query_precision)
     database = open_database(settings.database, settings.replica)
-    worker = EncodingWorker(settings.max_waiting, settings.encoder_threads or max(1, _cores() // settings.workers))
+    threads = settings.encoder_threads or max(1, _cores() // settings.workers)
+    worker = EncodingWorker(settings.max_waiting, threads, _end_process)
     catalog = Catalog(
         Store(database),
         retrievers,
@@ -159,6 +160,11 @@ def serve(settings: Settings) -> None:
     _run(create_logging_app(settings), settings)
 
 
+def _end_process() -> None:
+    """As whoever runs the service does it: what was begun is answered first."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def _cores() -> int:
     """Those that this process may use, where the system tells."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -171,16 +177,7 @@ def _refuse_open_door(settings: Settings) -> None:
 
 def create_logging_app(settings: Settings | None = None) -> FastAPI:
     """As `create_app`, in a process that logs JSON lines."""
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        cache_logger_on_first_use=True,
-    )
+    configure_logs()
     return create_app(settings)
 
 
@@ -192,5 +189,6 @@ def _run(app: FastAPI | str, settings: Settings, *, factory: bool = False) -> No
         workers=settings.workers,
         factory=factory,
         access_log=False,
+        log_config=LIBRARIES,
         timeout_graceful_shutdown=20,
     )

@@ -22,7 +22,7 @@ from serving.sql.audit import AuditLog, acting
 from serving.sql.jobs import JobLost, JobRow, Jobs, Step
 from serving.sql.keys import Answers
 from serving.sql.store import Clash
-from udr.errors import StoreUnavailable, UDRError
+from udr.errors import StoreUnavailable, UDRError, is_out_of_memory
 
 __all__ = ["Background"]
 
@@ -91,6 +91,8 @@ class Background:
         self.stop()
         for thread in self._threads:
             thread.join(_PATIENCE)
+        if self._catalog.worker.exhausted:
+            return  # perhaps one of them used memory up: each counts that this process ended at it
         with suppress(StoreUnavailable):  # they are taken over once this process is not heard of
             self._jobs.release(self.owner)
 
@@ -106,7 +108,7 @@ class Background:
                         self._at_work.discard(job.id)
                     continue
             except Exception as error:  # the thread must not end; most often the database is away
-                _warn("jobs", error)
+                self._warn("jobs", error)
             with self._news:
                 self._news.wait(_IDLE)
 
@@ -125,6 +127,9 @@ class Background:
             self._jobs.finish(job.id, self.owner, "failed", str(error))
         except Exception as error:  # the client is told; the thread has nobody else to tell
             _log.exception("job", job=job.id)
+            if is_out_of_memory(error):
+                self._catalog.worker.give_up()
+                return
             self._jobs.finish(job.id, self.owner, "failed", f"{type(error).__name__}: {error}")
         else:
             self._jobs.finish(job.id, self.owner, "done")
@@ -180,7 +185,7 @@ class Background:
                     self._audit.shorten(now - self._audit_days * _DAY)
                     tidied = now
             except Exception as error:  # without its beat this process would lose its jobs to another one
-                _warn("housekeeping", error)
+                self._warn("housekeeping", error)
 
     def _tend(self) -> None:
         threads = max(1, (os.cpu_count() or 1) // 2)
@@ -189,14 +194,15 @@ class Background:
             try:
                 self._catalog.tend(0 if stopping else threads)
             except Exception as error:  # indexes are made anew from the store, so nothing is lost
-                _warn("indexes", error)
+                self._warn("indexes", error)
             if stopping:
                 return
 
-
-def _warn(what: str, error: Exception) -> None:
-    """One line for what was raised on purpose; the place of anything else."""
-    _log.warning(what, error=str(error), exc_info=not isinstance(error, UDRError))
+    def _warn(self, what: str, error: Exception) -> None:
+        """One line for what was raised on purpose; the place of anything else."""
+        _log.warning(what, error=str(error), exc_info=not isinstance(error, UDRError))
+        if is_out_of_memory(error):
+            self._catalog.worker.give_up()
 
 
 class _Stopped(Exception):

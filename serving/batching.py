@@ -9,14 +9,15 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import NamedTuple
 
 import numpy as np
+import structlog
 
 from serving.retrievers import PoolEncoder
-from udr.errors import Overloaded
+from udr.errors import Overloaded, UDRError, is_out_of_memory
 from udr.types import Demonstration, FloatArray, Query
 
 __all__ = ["EncodingWorker"]
@@ -26,6 +27,9 @@ _OF_MEDIA = 512  # characters that a picture, clip or sound counts for
 _REFUSED = 0.05  # seconds for which a refusal holds for whoever comes
 _FULL = 0.9  # of the queries that may wait
 _BULK = 32  # demonstrations in one pass, so that a query never waits long behind them
+_FAILURES = 5  # passes that fail one after another, before the service is not ready
+_RESTED = 30.0  # seconds after the last of them; then it is ready to be tried again
+_log = structlog.get_logger("udr.serving")
 
 
 class _Work(NamedTuple):
@@ -53,10 +57,15 @@ class EncodingWorker:
             alone is never refused for its size.
         threads: passes at once, those of requests themselves counted in. Bulk work leaves one of them to queries, where
             there are several.
+        end: ends the process, for which this asks once memory has run out.
     """
 
-    def __init__(self, max_waiting: int = 1024, threads: int = 1) -> None:
+    def __init__(self, max_waiting: int = 1024, threads: int = 1, end: Callable[[], None] = lambda: None) -> None:
         self.max_waiting = max_waiting
+        self.exhausted = False  # memory has run out
+        self._end = end
+        self._failures = 0  # passes that failed since one went well
+        self._failed = 0.0  # when the last of them did, on the monotonic clock
         self.waiting = 0  # queries that were taken on and are not encoded yet
         self._refused = -_REFUSED  # when the last request was refused, on the monotonic clock
         self._queries: deque[_Work] = deque()
@@ -72,6 +81,25 @@ class EncodingWorker:
     @property
     def alive(self) -> bool:
         return all(thread.is_alive() for thread in self._threads)
+
+    @property
+    def state(self) -> str:
+        """`ok`, or why nothing can be encoded."""
+        if self.exhausted:
+            return "out of memory; the process ends"
+        if not self.alive:
+            return "the encoding thread has ended"
+        if self._failures >= _FAILURES and time.monotonic() - self._failed < _RESTED:
+            return f"the last {self._failures} encodings failed"
+        return "ok"
+
+    def give_up(self) -> None:
+        """Memory has run out, here or elsewhere: have the process end, for what goes on may hang or be wrong."""
+        with self._change:
+            before, self.exhausted = self.exhausted, True
+        if not before:
+            _log.critical("out of memory; the process ends")
+            self._end()
 
     @property
     def full(self) -> bool:
@@ -107,7 +135,13 @@ class EncodingWorker:
             self._passes += 1
             self.waiting += len(queries)
         try:
-            return encoder.encode_queries(queries)
+            vectors = encoder.encode_queries(queries)
+        except Exception as error:
+            self._note(error)
+            raise
+        else:
+            self._note(None)
+            return vectors
         finally:
             with self._change:
                 self._passes -= 1
@@ -153,7 +187,7 @@ class EncodingWorker:
         while taken := self._next():
             # a request that was given up must not be answered: setting its result would end this thread
             if works := [work for work in taken if work.future.set_running_or_notify_cancel()]:
-                _answer(works)
+                self._answer(works)
             with self._change:
                 self._passes -= 1
                 self.waiting -= sum(len(work.queries) for work in taken)
@@ -180,6 +214,34 @@ class EncodingWorker:
                 works.append(self._queries.popleft())
             return works
 
+    def _answer(self, works: Sequence[_Work]) -> None:
+        try:
+            vectors = _encode(works)
+        except BaseException as error:  # the worker goes on
+            if len(works) > 1 and not is_out_of_memory(error):
+                for work in works:  # what cannot be read is the fault of the request that brought it, and no other's
+                    self._answer([work])
+            else:
+                self._note(error)
+                for work in works:
+                    work.future.set_exception(error)
+            return
+        self._note(None)
+        start = 0
+        for work in works:
+            work.future.set_result(vectors[start : start + work.size])
+            start += work.size
+
+    def _note(self, error: BaseException | None) -> None:
+        """Note how a pass ended; what was refused for what it holds says nothing of the encoder."""
+        if error is None:
+            self._failures = 0
+        elif is_out_of_memory(error):
+            self.give_up()
+        elif not isinstance(error, UDRError):
+            with self._change:
+                self._failures, self._failed = self._failures + 1, time.monotonic()
+
     @property
     def _free(self) -> bool:
         return self._passes < len(self._threads)
@@ -187,22 +249,6 @@ class EncodingWorker:
     @property
     def _may_do_bulk(self) -> bool:
         return bool(self._bulk) and self._bulk_passes < self._most_bulk_passes
-
-
-def _answer(works: Sequence[_Work]) -> None:
-    try:
-        vectors = _encode(works)
-    except BaseException as error:  # the worker goes on
-        if len(works) > 1:  # a picture that cannot be read is the fault of the request that brought it, and no other's
-            for work in works:
-                _answer([work])
-        else:
-            works[0].future.set_exception(error)
-        return
-    start = 0
-    for work in works:
-        work.future.set_result(vectors[start : start + work.size])
-        start += work.size
 
 
 def _encode(works: Sequence[_Work]) -> FloatArray:

@@ -25,7 +25,15 @@ from serving.pool_index import Encoding, Lexical, fuse
 from serving.retrievers import DENSE, PoolEncoder, Retrievers
 from serving.sql.rows import EncodingRow, PoolRow, Stored, Written
 from serving.sql.store import Clash, First, RetrieverChanged, Store
-from udr.errors import ConfigError, ConflictError, DataError, StoreUnavailable, UDRError, UnknownNameError
+from udr.errors import (
+    ConfigError,
+    ConflictError,
+    DataError,
+    StoreUnavailable,
+    UDRError,
+    UnknownNameError,
+    is_out_of_memory,
+)
 from udr.filters import Codebook, Condition
 from udr.retriever import Retrieved
 from udr.segments import Segment
@@ -524,7 +532,7 @@ class Catalog:
             try:
                 found = self.worker.encode_demonstrations(encoding.encoder, [s.demonstration for s in some])
             except Exception as error:  # encoders and what they decode with raise many types
-                if isinstance(error, UDRError) and not isinstance(error, DataError):
+                if is_out_of_memory(error) or (isinstance(error, UDRError) and not isinstance(error, DataError)):
                     raise  # it is not the demonstration's fault
                 if len(some) > 1:
                     waiting += [some[len(some) // 2 :], some[: len(some) // 2]]

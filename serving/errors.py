@@ -106,11 +106,10 @@ def problem(status: int, kind: str, detail: str, headers: dict[str, str] | None 
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Answer every error that a route may raise with a problem body."""
+    """Answer every error that a route may raise on purpose with a problem body."""
     app.add_exception_handler(UDRError, _known)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(Exception, _unknown)
 
 
 def problem_of(error: UDRError) -> Problem:
@@ -140,7 +139,3 @@ async def _http(request: Request, error: Exception) -> Problem:
     return problem(
         error.status_code, kind.get(error.status_code, "http-error"), str(error.detail), dict(error.headers or {})
     )
-
-
-async def _unknown(request: Request, error: Exception) -> Problem:
-    return problem(500, "internal-error", "the service failed; the log says why under this request's id")

@@ -1,4 +1,4 @@
-"""What every request passes: its id, its caller, the caller's rate, the size of its body, and the clock."""
+"""What every request passes: its id, its caller, the caller's rate, the size of its body, the clock, and what fails."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serving.access import Access
 from serving.errors import problem, problem_of
 from serving.sql.audit import acting
-from udr.errors import Overloaded, UDRError
+from udr.errors import Overloaded, UDRError, is_out_of_memory
 
 __all__ = ["Gate"]
 
@@ -62,7 +62,7 @@ class Gate:
         request = Request(scope)
         given = request.headers.get("x-request-id", "")
         request_id = given if _ID.fullmatch(given) else uuid.uuid4().hex
-        started, status, read = time.perf_counter(), 500, 0
+        started, status, read, answering = time.perf_counter(), 500, 0, False
         limit = self.max_load if scope["path"].endswith("/load") else self.max_body
 
         async def counted_receive() -> Message:
@@ -74,9 +74,9 @@ class Gate:
             return message
 
         async def told_send(message: Message) -> None:
-            nonlocal status
+            nonlocal status, answering
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, answering = message["status"], True
                 others = [(name, value) for name, value in message["headers"] if name != b"x-request-id"]
                 message["headers"] = [*others, (b"x-request-id", request_id.encode())]
             await send(message)
@@ -98,6 +98,14 @@ class Gate:
                     await self.app(scope, counted_receive, told_send)
             finally:
                 self.in_flight -= 1
+        except Exception as error:
+            _log.exception("failed", request_id=request_id, method=scope["method"], path=scope["path"])
+            if is_out_of_memory(error):
+                scope["app"].state.parts.worker.give_up()
+            if answering:  # the server breaks the answer off, so that it is not taken for a whole one
+                raise
+            why = problem(500, "internal-error", "the service failed; the log says why under this request's id")
+            await why(scope, receive, told_send)
         finally:
             seconds = time.perf_counter() - started
             if scope["path"] != _METRICS:  # who reads the counts is not counted

@@ -21,7 +21,7 @@ from training.cli_scores import scores_app
 from training.printing import Json, print_result
 from training.settings import RunConfig
 from udr.config import load_config
-from udr.errors import ConfigError, MissingDependencyError, UDRError
+from udr.errors import ConfigError, MissingDependencyError, UDRError, is_out_of_memory
 
 if TYPE_CHECKING:
     from training.run import Run
@@ -380,7 +380,7 @@ def main() -> None:
             raise
         sys.exit(_complain(str(MissingDependencyError(error.name or "", extra))))
     except (MemoryError, RuntimeError) as error:
-        if not _out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         sys.exit(
             _complain(
@@ -391,13 +391,6 @@ def main() -> None:
     except OSError as error:  # a full disk, a forbidden folder: the user's to mend
         where = f"{error.filename}: " if error.filename else ""
         sys.exit(_complain(f"{where}{error.strerror or error}"))
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """True for what Python, a GPU, or torch's allocator on a CPU raises; told by name, as torch may not be loaded."""
-    return (
-        isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "can't allocate memory" in str(error)
-    )
 
 
 def _complain(message: str) -> int:

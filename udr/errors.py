@@ -54,7 +54,10 @@ __all__ = [
     "UnknownNameError",
     "UpstreamTimeout",
     "UpstreamUnavailable",
+    "is_out_of_memory",
 ]
+
+_NO_MEMORY = ("can't allocate memory", "bad_alloc", "Failed to allocate memory")
 
 
 class UDRError(Exception):
@@ -171,3 +174,11 @@ class UpstreamTimeout(UpstreamUnavailable):
 
 class UDRWarning(UserWarning):
     """The work goes on, and its result may not be what was hoped for; one line, as of an error."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True for what Python, a GPU, torch on a CPU or ONNX Runtime raises; by name, as none may be loaded."""
+    if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__:
+        return True
+    raised = isinstance(error, RuntimeError) or type(error).__module__.startswith("onnxruntime")
+    return raised and any(words in str(error) for words in _NO_MEMORY)

@@ -27,8 +27,8 @@ async def livez() -> dict[str, str]:
 
 @router.get("/readyz")
 def readyz(parts: Service) -> JSONResponse:
-    """True while the database and the encoding thread answer."""
-    checks = {"encoding": "ok" if parts.worker.alive else "the encoding thread has ended", "database": "ok"}
+    """True while the database answers and encodings go well; false for good once memory has run out."""
+    checks = {"encoding": parts.worker.state, "database": "ok"}
     try:
         parts.database.ping()
     except UDRError as error:

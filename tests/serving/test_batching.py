@@ -9,10 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import torch
 
 from serving.batching import EncodingWorker
 from serving.retrievers import PoolEncoder
-from udr.errors import Overloaded
+from udr.errors import DataError, Overloaded
 from udr.fakes import FakeEncoder
 from udr.tasks.spec import TaskSpec
 from udr.types import Demonstration, FloatArray, Query
@@ -159,6 +160,65 @@ def test_a_request_encodes_by_itself_only_while_a_pass_is_free_and_nobody_waits(
     while worker.waiting:  # the worker counts after its answer
         time.sleep(0.001)
     assert worker.encode_now(encoder, query("d")) is not None
+
+
+class Broken(FakeEncoder):
+    """Fails by an error, if it is given one."""
+
+    error: Exception | None = None
+
+    def encode_queries(self, queries: Sequence[Query], instruction: str = "") -> FloatArray:
+        if self.error:
+            raise self.error
+        return super().encode_queries(queries, instruction)
+
+
+def test_an_encoder_that_fails_again_and_again_is_not_ready_for_a_while(
+    worker: EncodingWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = Broken()
+    encoder = PoolEncoder(broken, SPEC)
+
+    def fail(times: int, error: Exception) -> None:
+        broken.error = error
+        for _ in range(times):
+            with pytest.raises(type(error)):
+                worker.encode_queries(encoder, query("a")).result(10)
+
+    fail(9, DataError("no picture"))
+    fail(4, ValueError("no such kernel"))
+    broken.error = None
+    assert worker.encode_queries(encoder, query("a")).result(10).shape == (1, 64)
+    fail(4, ValueError("no such kernel"))
+    assert worker.state == "ok"
+    fail(1, ValueError("no such kernel"))
+    assert worker.state == "the last 5 encodings failed"
+    monkeypatch.setattr("serving.batching._RESTED", 0)
+    assert worker.state == "ok"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+)
+def test_once_memory_has_run_out_the_process_is_asked_to_end(error: Exception) -> None:
+    ended = []
+    worker, broken = EncodingWorker(end=lambda: ended.append(True)), Broken()
+    broken.error = error
+    encoder = PoolEncoder(broken, SPEC)
+    with pytest.raises(type(error)):
+        worker.encode_queries(encoder, query("a")).result(10)
+    while worker.waiting:
+        time.sleep(0.001)
+    with pytest.raises(type(error)):
+        worker.encode_now(encoder, query("a"))
+    assert ended == [True]
+    assert "memory" in worker.state
+    worker.close()
 
 
 def test_a_request_alone_is_never_refused_for_its_size(worker: EncodingWorker) -> None:

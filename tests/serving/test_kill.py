@@ -32,14 +32,14 @@ UNSURE = object()  # a write without an answer: it may have been stored or not
 
 
 @contextmanager
-def serving(database: str, log: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+def serving(database: str, log: Path, script: str = SERVE) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """A server process that is ready, and its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with log.open("ab") as file:
         process = subprocess.Popen(
-            [sys.executable, "-c", SERVE, str(port), database, str(log.parent / "indexes")], stdout=file, stderr=file
+            [sys.executable, "-c", script, str(port), database, str(log.parent / "indexes")], stdout=file, stderr=file
         )
     url = f"http://127.0.0.1:{port}"
     try:

@@ -25,6 +25,8 @@ from typer.testing import CliRunner
 from serving.app import create_app
 from serving.settings import Settings, parse_settings
 from tests.serving.postgres import free_port
+from tests.serving.test_kill import serving
+from tests.serving.tools import finished, refused
 from training.cli import app
 from udr.fakes import FakeEncoder
 from udr.types import FloatArray, Query
@@ -98,6 +100,72 @@ def test_several_workers_count_together(tmp_path: Path) -> None:
         assert process.wait(30) in (0, -signal.SIGTERM)
     logged = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines() if line.startswith("{")]
     assert sum(line.get("path") == "/v1/retrieve" for line in logged) == 40
+
+
+FAILING = """
+import sys
+import serving.retrievers
+from serving.app import serve
+from serving.settings import Settings
+from udr.fakes import FakeEncoder
+
+class Failing(FakeEncoder):
+    def encode_queries(self, queries, instruction=""):
+        for query in queries:
+            if query.input == "odd":
+                raise ValueError("an odd one")
+            if query.input == "huge":
+                raise MemoryError
+        return super().encode_queries(queries, instruction)
+
+serving.retrievers.FakeEncoder = Failing
+serve(Settings(port=int(sys.argv[1]), database=sys.argv[2], encoder="fake"))
+"""
+
+
+def test_failures_are_logged_under_their_requests_and_without_memory_the_process_ends(tmp_path: Path) -> None:
+    with serving(f"sqlite:///{tmp_path}/udr.sqlite", tmp_path / "log", FAILING) as (process, url):
+        assert httpx2.post(f"{url}/v1/pools", json={"name": "p"}).status_code == 201
+        for query in ("odd", "huge"):
+            asked = {"pool": "p", "queries": [query]}
+            answer = httpx2.post(f"{url}/v1/retrieve", json=asked, headers={"x-request-id": f"mine-{query}"})
+            refused(answer, 500, "log")
+            assert answer.headers["x-request-id"] == f"mine-{query}"
+        assert process.wait(30) in (0, -signal.SIGTERM)
+    logged = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]  # each is JSON
+    failed = {line["request_id"]: line["exception"] for line in logged if line["event"] == "failed"}
+    assert failed.keys() == {"mine-odd", "mine-huge"}
+    assert "an odd one" in failed["mine-odd"]
+    assert any(line.get("logger") == "uvicorn.error" for line in logged)
+    assert sum("out of memory" in line["event"] for line in logged) == 1
+
+
+def test_a_job_that_uses_up_memory_ends_three_processes_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausting(*_: object) -> FloatArray:
+        raise MemoryError
+
+    ended = threading.Event()
+    monkeypatch.setattr("serving.app._end_process", ended.set)
+    monkeypatch.setattr("serving.sql.jobs._SILENT", 1.5)
+    monkeypatch.setattr("serving.retrievers.PoolEncoder.encode_demonstrations", exhausting)
+    settings = Settings(database=f"sqlite:///{tmp_path}/udr.sqlite", encoder="fake")
+    lines = b'{"id": "1", "input": "a text", "output": "y"}'
+    for life in range(3):
+        ended.clear()
+        with TestClient(create_app(settings)) as client:
+            assert client.get("/readyz").status_code == 200
+            if life == 0:
+                client.post("/v1/pools", json={"name": "p"})
+                kind = {"content-type": "application/x-ndjson"}
+                begun = client.post("/v1/pools/p/load", content=lines, headers=kind)
+            assert ended.wait(20)
+            answer = client.get("/readyz")
+            assert (answer.status_code, answer.json()["encoding"]) == (503, "out of memory; the process ends")
+    with TestClient(create_app(settings)) as client:
+        assert "3 processes in a row" in finished(client, begun, "failed")["error"]
+        assert client.get("/readyz").status_code == 200
 
 
 class Slow(FakeEncoder):

@@ -264,7 +264,7 @@ class Failing(FakeEncoder):
 
     def encode_queries(self, queries: Sequence[Any], instruction: str = "") -> FloatArray:
         if len(queries) > 4:
-            raise MemoryError("no room")
+            raise RuntimeError("no such kernel")
         return super().encode_queries(queries, instruction)
 
 
