@@ -113,7 +113,7 @@ class Background:
                 self._news.wait(_IDLE)
 
     def _run(self, job: JobRow) -> None:
-        acting.set(f"job {job.id}")
+        acting.set(job.caller or f"job {job.id}")
         try:
             pool = self._catalog.pool_of(job.pool_id)
             {"load": self._load, "switch": self._switch}[job.kind](job, pool)

@@ -11,8 +11,9 @@ from typing import Any, Literal, NamedTuple
 
 import sqlalchemy as sa
 
+from serving.sql.audit import acting, record
 from serving.sql.database import Database
-from serving.sql.tables import job, job_part
+from serving.sql.tables import job, job_part, pool
 from udr.errors import ConflictError, NotFoundError, UDRError
 
 __all__ = ["COUNTS", "JobLost", "JobRow", "Jobs", "LineError", "Step", "advance"]
@@ -61,6 +62,7 @@ class JobRow:
     created: float
     finished: float | None
     deaths: int
+    caller: str | None
 
 
 class Step(NamedTuple):
@@ -101,6 +103,12 @@ def advance(c: sa.Connection, step: Step, **counts: int) -> None:
         **({} if step.total is None else {"total": step.total}),
     }
     c.execute(sa.update(job).where(own).values(values))
+
+
+def _record(c: sa.Connection, what: Literal["load", "switch", "cancel"], row: JobRow) -> None:
+    """Tell the log who asked for a job or cancelled it."""
+    name = c.execute(sa.select(pool.c.name).where(pool.c.id == row.pool_id)).scalar_one_or_none()
+    record(c, f"job.{what}", name, job=row.id, **({} if what == "cancel" else row.spec))
 
 
 class Jobs:
@@ -148,13 +156,17 @@ class Jobs:
             "beat": now,
             "created": now,
             "deaths": 0,
+            "caller": acting.get(),
         }
         with self._database.write() as c:
             if alone:
                 same = (job.c.pool_id == pool_id) & (job.c.kind == kind) & job.c.state.in_(OPEN)
                 if (other := c.execute(sa.select(job.c.id).where(same)).scalars().first()) is not None:
                     raise ConflictError(f"job {other} is at this already; wait for it or cancel it")
-            return JobRow(*c.execute(sa.insert(job).values(values).returning(*job.c)).one())
+            row = JobRow(*c.execute(sa.insert(job).values(values).returning(*job.c)).one())
+            if state == "queued":
+                _record(c, kind, row)
+        return row
 
     def add_part(self, job_id: str, number: int, data: bytes) -> None:
         """Store a piece of the payload."""
@@ -180,7 +192,10 @@ class Jobs:
                         raise ConflictError("Idempotency-Key: used before for another body")
                     return JobRow(*before)
             values = {"state": "queued", "total": total, "key": key, "fingerprint": fingerprint, "beat": time.time()}
-            return JobRow(*c.execute(sa.update(job).where(job.c.id == job_id).values(values).returning(*job.c)).one())
+            begun = sa.update(job).where(job.c.id == job_id).values(values).returning(*job.c)
+            row = JobRow(*c.execute(begun).one())
+            _record(c, row.kind, row)
+        return row
 
     def parts(self, job_id: str) -> Iterator[bytes]:
         """The payload, piece by piece."""
@@ -281,6 +296,7 @@ class Jobs:
             if not c.execute(sa.update(job).where(own).values(state="cancelled", finished=time.time())).rowcount:
                 raise ConflictError(f"job {job_id}: it has ended ({row.state})")
             c.execute(sa.delete(job_part).where(job_part.c.job_id == job_id))
+            _record(c, "cancel", row)
         return self.get(job_id)
 
     def forget(self, before: float) -> None:

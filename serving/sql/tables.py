@@ -180,6 +180,7 @@ job = Table(
     Column("created", Float, nullable=False),
     Column("finished", Float),
     Column("deaths", Integer, nullable=False),  # processes in a row that ended at it
+    Column("caller", Text),  # who asked for it
     UniqueConstraint("pool_id", "key"),
     Index("job_by_state", "state", "created"),
 )

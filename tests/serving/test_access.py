@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from fastapi.testclient import TestClient
 
 import serving.access
@@ -15,7 +16,8 @@ from serving.app import create_app, serve
 from serving.settings import Settings
 from serving.sql.database import open_database
 from serving.sql.keys import Keys
-from tests.serving.tools import refused
+from serving.sql.tables import job
+from tests.serving.tools import finished, refused
 from udr.errors import ConfigError
 
 ADMIN = {"authorization": "Bearer boss"}
@@ -129,6 +131,38 @@ def test_changes_are_logged_with_who_made_them(client: TestClient) -> None:
         cursor = page["next"]
     assert pages == changes
     assert {c["pool"] for c in client.get("/v1/audit", params={"pool": "a"}, headers=ADMIN).json()["changes"]} == {"a"}
+
+
+def test_jobs_are_logged_with_who_asked_for_them(client: TestClient) -> None:
+    writer = key(client, "writer", role="write")
+    kind = {"content-type": "application/x-ndjson", "idempotency-key": "once"}
+    line = b'{"id": "1", "input": "a", "output": "b"}'
+    for _ in range(2):  # sent again, and done once
+        loaded = client.post("/v1/pools/a/load", content=line, headers=writer | kind)
+    switched = client.put("/v1/pools/a/retriever", json={"retriever": "dense"}, headers=ADMIN)
+    client.headers.update(ADMIN)
+    load, switch = finished(client, loaded)["id"], finished(client, switched)["id"]
+    with client.app.state.parts.database.write() as c:  # type: ignore[attr-defined]
+        c.execute(sa.update(job).where(job.c.id == load).values(state="running", finished=None))
+    assert client.delete(f"/v1/jobs/{load}").status_code == 200
+    changes = client.get("/v1/audit", params={"pool": "a"}).json()["changes"]
+    assert [(c["caller"], c["action"], c["details"]["job"]) for c in changes if c["action"].startswith("job.")] == [
+        ("admin", "job.cancel", load),
+        ("admin", "job.switch", switch),
+        ("writer", "job.load", load),
+    ]
+
+
+def test_a_switch_is_logged_as_its_callers(settings: Settings) -> None:
+    with TestClient(create_app(settings.model_copy(update={"key": "boss", "encoder": "none"}))) as client:
+        assert client.post("/v1/pools", json={"name": "a"}, headers=ADMIN).status_code == 201
+    with TestClient(create_app(settings.model_copy(update={"key": "boss"}))) as client:
+        writer = key(client, "writer", role="write")
+        begun = client.put("/v1/pools/a/retriever", json={"retriever": "dense"}, headers=writer)
+        client.headers.update(ADMIN)
+        finished(client, begun)
+        switch = client.get("/v1/audit", params={"pool": "a"}).json()["changes"][0]
+        assert (switch["caller"], switch["action"]) == ("writer", "pool.switch")
 
 
 def test_a_caller_is_slowed_down_and_others_are_not(settings: Settings) -> None:
