@@ -23,11 +23,11 @@ __all__ = ["Gate"]
 
 # without a key: asked by whoever starts and stops the service, and the page, which asks for one; they tell nothing
 _OPEN, _PAGE = ("/livez", "/readyz", "/"), "/playground/"
+_METRICS = "/metrics"  # answered under overload too, of which it tells
 # what wants something encoded; under overload such requests are refused before their bodies are read, for reading them
 # all would keep the others waiting
 _ENCODES = ("/v1/retrieve", "/v1/prompt", "/v1/embeddings")
 _ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_METRICS = "/metrics"
 _SECONDS = Histogram(
     "udr_request_seconds",
     "Time from a request's arrival to the end of its answer, without those that the LLM server answers.",
@@ -85,7 +85,7 @@ class Gate:
             if scope["path"] in _OPEN or scope["path"].startswith(_PAGE):
                 await self.app(scope, receive, told_send)
                 return
-            if self.in_flight >= self.max_in_flight:
+            if self.in_flight >= self.max_in_flight and scope["path"] != _METRICS:
                 full = Overloaded(f"{self.in_flight} requests are being worked on; try again in a second")
                 await problem_of(full)(scope, receive, told_send)
                 return

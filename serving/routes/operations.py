@@ -9,9 +9,10 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
+from starlette.exceptions import HTTPException
 
 from serving.catalog import BM25_NAME, HYBRID
-from serving.dependencies import Service
+from serving.dependencies import By, Service
 from udr.errors import UDRError
 
 __all__ = ["router"]
@@ -38,8 +39,10 @@ def readyz(parts: Service) -> JSONResponse:
 
 
 @router.get("/metrics")
-async def metrics() -> Response:
-    """Prometheus's text format; with several worker processes, of all of them together."""
+async def metrics(caller: By) -> Response:
+    """Prometheus's text format; with several worker processes, of all of them together. Not for keys of some pools."""
+    if caller.pools is not None:
+        raise HTTPException(403, f"key {caller.name!r} is for some pools alone; this tells of all")
     registry = REGISTRY
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
         registry = CollectorRegistry()

@@ -165,6 +165,21 @@ def test_a_switch_is_logged_as_its_callers(settings: Settings) -> None:
         assert (switch["caller"], switch["action"]) == ("writer", "pool.switch")
 
 
+def test_metrics_are_for_keys_of_all_pools_and_told_under_overload(client: TestClient, settings: Settings) -> None:
+    reader, tenant = key(client, "reader"), key(client, "tenant", pools=["a"])
+    refused(client.get("/metrics", headers=tenant), 403, "some pools")
+    with TestClient(create_app(settings.model_copy(update={"key": "boss", "max_in_flight": 0}))) as full:
+        refused(full.get("/v1/pools", headers=reader), 429, "being worked on")
+        assert full.get("/metrics", headers=reader).status_code == 200
+
+
+def test_a_key_that_is_asked_for_again_is_not_made_twice(client: TestClient) -> None:
+    """Its answer is not kept, for it holds the secret."""
+    once = ADMIN | {"idempotency-key": "once"}
+    assert client.post("/v1/keys", json={"name": "mine"}, headers=once).status_code == 201
+    refused(client.post("/v1/keys", json={"name": "mine"}, headers=once), 409, "'mine'")
+
+
 def test_a_caller_is_slowed_down_and_others_are_not(settings: Settings) -> None:
     with TestClient(create_app(settings.model_copy(update={"key": "boss", "rate": "3/hour"}))) as client:
         own = key(client, "busy")
