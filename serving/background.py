@@ -160,11 +160,11 @@ class Background:
     def _teller(self, step: Step, count: str = "") -> Tell:
         """What notes that so many more are encoded, as a count of the job or as its progress, and which cannot be."""
 
-        def tell(more: int, unread: Sequence[str]) -> None:
+        def tell(more: int, unread: Sequence[str], cut: int) -> None:
             nonlocal step
             if not count:
                 step = step._replace(done=step.done + more)
-            self._jobs.advance(step._replace(notes=unread), **({count: more} if count else {}))
+            self._jobs.advance(step._replace(notes=unread), cut=cut, **({count: more} if count else {}))
             self._go_on()
 
         return tell

@@ -49,8 +49,9 @@ _PAGE = 2000  # demonstrations that a new retriever is shown
 _REMEMBERED = 50_000  # demonstrations that need not be read from the database again: some 50 MB
 _LIGHT = 8192  # characters of media of a demonstration that may be remembered; pictures are read again
 _AT_ONCE = 256  # demonstrations encoded for one transaction
-Tell = Callable[[int, Sequence[str]], None]
-"""Hears how many more demonstrations are encoded, and of each that cannot be, why; may raise to stop."""
+Tell = Callable[[int, Sequence[str], int], None]
+"""Hears how many more demonstrations are encoded, of each that cannot be, why, and how many were not read to their end;
+may raise to stop."""
 _SPARE = 4  # hits beyond those wanted, for some may be deleted while they are fetched
 
 
@@ -521,7 +522,8 @@ class Catalog:
                 unread |= failed
                 found = True
                 if tell:
-                    tell(len(rows), list(failed.values()))
+                    cut = encoding.encoder.tokens_cut([s.demonstration for s in fresh if s.row not in failed])
+                    tell(len(rows), list(failed.values()), sum(n > 0 for n in cut))
 
     def _encoded(self, encoding: Encoding, stored: Sequence[Stored]) -> _Encoded:
         """Vectors of demonstrations, without those that cannot be encoded; these are found by halving."""

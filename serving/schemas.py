@@ -444,7 +444,7 @@ def job_json(job: JobRow) -> dict[str, Any]:
         "total": job.total,
         "seconds": round(elapsed, 3),
         "seconds_left": None if left is None else round(left, 1),
-        **({name: job.counts.get(name, 0) for name in COUNTS} if job.kind == "load" else {}),
+        **{name: job.counts.get(name, 0) for name in (COUNTS if job.kind == "load" else ("cut",))},
         "errors": [{"line": line, "detail": detail} for line, detail in job.errors],
         "error": job.error,
         "begun": job.created,

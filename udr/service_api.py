@@ -311,7 +311,7 @@ def _built(result: Mapping[str, Any]) -> BuiltPrompt:
 
 
 def _job(answer: Mapping[str, Any]) -> Job:
-    names = ("created", "replaced", "unchanged", "refused", "encoded")
+    names = ("created", "replaced", "unchanged", "refused", "encoded", "cut")
     return Job(
         answer["id"],
         answer["state"],

@@ -15,7 +15,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import Field, model_validator
 
 from serving.access import Caller
-from serving.answering import encode, fit, retrieve
+from serving.answering import Retrieval, encode, fit, retrieve
 from serving.catalog import Pool
 from serving.dependencies import By, Parts, Service, too_many, visible
 from serving.errors import OPENAI_PROBLEMS
@@ -196,8 +196,8 @@ async def _forward(
     if to.pool:
         pool = await run_sync(parts.catalog.pool, visible(caller, to.pool))
         front = front_of(pool.row.front, own)
-        prompts = await _prompts(parts, caller, pool, front, queries_of(body))
-        body, told = placed(body, front, pool.spec, prompts), _told(pool, prompts)
+        prompts, cut = await _prompts(parts, caller, pool, front, queries_of(body))
+        body, told = placed(body, front, pool.spec, prompts), _told(pool, prompts, cut)
     path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
     try:
         content = orjson.dumps({**body, "model": to.model})
@@ -208,13 +208,18 @@ async def _forward(
 
 async def _prompts(
     parts: Parts, caller: Caller, pool: Pool, front: FrontBody, queries: Sequence[QueryBody | str]
-) -> list[Prompt]:
+) -> tuple[list[Prompt], int]:
+    """The prompt of each query, and how many tokens of the queries the retriever's encoder left out."""
     for query in queries:
         if isinstance(query, QueryBody) and not query.input.strip():
             await run_sync(_check_wordless, parts, pool, front.retriever, query)
     choice = front.model_dump(include=set(RetrieveBody.model_fields))
     asked = RetrieveBody(pool=pool.row.name, queries=list(queries), **choice)
-    return await retrieve(asked, parts, caller, SPARES * front.k, lambda made: fit(front, parts, made), pool)
+
+    def finish(made: Retrieval) -> tuple[list[Prompt], int]:
+        return fit(front, parts, made), sum(made.cut)
+
+    return await retrieve(asked, parts, caller, SPARES * front.k, finish, pool)
 
 
 def _check_wordless(parts: Parts, pool: Pool, retriever: str, query: QueryBody) -> None:
@@ -235,7 +240,7 @@ def _check_wordless(parts: Parts, pool: Pool, retriever: str, query: QueryBody) 
         )
 
 
-def _told(pool: Pool, prompts: Sequence[Prompt]) -> list[tuple[bytes, bytes]]:
+def _told(pool: Pool, prompts: Sequence[Prompt], cut: int) -> list[tuple[bytes, bytes]]:
     """What an OpenAI client does not read and others may: which demonstrations stand in the prompt (of the first)."""
     ids = ",".join(quote(d.id, safe="") for d in prompts[0].demonstrations)
     found = {
@@ -243,6 +248,7 @@ def _told(pool: Pool, prompts: Sequence[Prompt]) -> list[tuple[bytes, bytes]]:
         "x-udr-demonstrations": ids if len(ids) <= _TOLD else ids[:_TOLD].rpartition(",")[0],
         "x-udr-tokens": str(prompts[0].tokens),
         "x-udr-dropped": str(len(prompts[0].dropped)),
+        **({"x-udr-tokens-cut": str(cut)} if cut else {}),
     }
     return [(name.encode(), value.encode()) for name, value in found.items()]
 

@@ -18,7 +18,8 @@ from udr.errors import ConflictError, NotFoundError, UDRError
 
 __all__ = ["COUNTS", "JobLost", "JobRow", "Jobs", "LineError", "Step", "advance"]
 
-COUNTS = ("created", "replaced", "unchanged", "refused", "encoded")
+COUNTS = ("created", "replaced", "unchanged", "refused", "encoded", "cut")
+"""What a job counts of demonstrations; `cut`: the encoder did not read them to their end."""
 _KEPT = 1000  # errors of lines, and notes, that a job keeps; all lines are counted
 _SILENT = 10.0  # seconds after which a process that is not heard of is taken for dead
 _STALE = 3600.0  # seconds after which an upload that did not go on is forgotten

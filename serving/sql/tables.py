@@ -172,7 +172,7 @@ job = Table(
     Column("line", BigInteger, nullable=False),  # lines or rows that are behind it
     Column("done", BigInteger, nullable=False),
     Column("total", BigInteger, nullable=False),
-    Column("counts", JSON, nullable=False),  # created, replaced, unchanged, refused
+    Column("counts", JSON, nullable=False),  # see serving.sql.jobs.COUNTS
     Column("errors", JSON, nullable=False),  # the first of them, each with its line; null: what is no line's
     Column("error", Text),  # why the whole failed
     Column("owner", Text),  # the process at work

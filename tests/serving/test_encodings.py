@@ -98,7 +98,7 @@ def test_the_encodings_that_answer_and_answered_are_kept_whole_and_no_others(
                     if what == "write":
                         catalog.write(pool, [demonstration(step)])
                     else:
-                        catalog.complete(pool, lambda _: None)
+                        catalog.complete(pool, lambda *_: None)
                 except (ConflictError, UnknownNameError):
                     assert pool is not now or (active and not shelf.has(by_id[active]))
                 else:
@@ -161,7 +161,7 @@ def test_a_load_goes_on_where_the_pool_is_switched_while_it_is_encoded(store: St
     store.write(pool.row.id, [demonstration(1)], {}, step=Step(job.id, "me", 0, 0, 0))
     told: list[int] = []
 
-    def tell(more: int) -> None:
+    def tell(more: int, *_: object) -> None:
         told.append(more)
         if len(told) == 1:
             catalog.become(pool, "c")

@@ -25,6 +25,7 @@ from tests.serving.chat_server import WORDS, ChatServer, chat_server
 from tests.serving.tools import refused as refused_plainly
 from tests.serving.tools import served
 from udr.errors import ConfigError
+from udr.fakes import FakeEncoder
 from udr.tasks.spec import TaskSpec, Template
 from udr.types import Demonstration, Prompt
 
@@ -104,7 +105,16 @@ def test_the_answer_says_which_demonstrations_stand_in_the_prompt(client: openai
     assert answer.headers["x-udr-demonstrations"] == "t3,t%202%2C%C3%A9"
     assert answer.headers["x-udr-pool"] == "tickets"
     assert answer.headers["x-upstream"] == "yes"
+    assert "x-udr-tokens-cut" not in answer.headers
     assert b'"odd"' in answer.http_response.content  # fields that nobody knows come back
+
+
+def test_the_answer_says_how_much_of_the_query_was_not_read(
+    client: openai.OpenAI, upstream: ChatServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeEncoder, "tokens_cut", lambda _, texts, instruction="": [3] * len(texts))
+    answer = client.chat.completions.with_raw_response.create(model="tickets@gemma", messages=ASKED)  # type: ignore[arg-type]
+    assert answer.headers["x-udr-tokens-cut"] == "3"
 
 
 def test_what_nobody_knows_goes_through(client: openai.OpenAI, upstream: ChatServer) -> None:

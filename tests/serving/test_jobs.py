@@ -14,6 +14,7 @@ from fastapi.testclient import TestClient
 import serving.loading
 import serving.sql.jobs
 from serving.app import create_app
+from serving.retrievers import PoolEncoder
 from serving.settings import Settings
 from serving.sql.jobs import JobLost, Jobs, LineError, Step
 from serving.sql.store import Store
@@ -85,6 +86,14 @@ def test_parquet_rows_are_loaded_as_lines_are(client: TestClient, place: str) ->
     broken = finished(client, client.post(place, content=file.getvalue()[:-9], headers=PARQUET), "failed")
     assert "Parquet" in broken["error"]
     refused(client.post(place, content=b"a,b", headers={"content-type": "text/csv"}), 415, "ndjson")
+
+
+def test_a_job_counts_what_was_not_read_to_its_end(
+    client: TestClient, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PoolEncoder, "tokens_cut", lambda _, texts: [5 * (t.input == "text 1") for t in texts])
+    job = finished(client, client.post(place, content=lines(rows(3)), headers=NDJSON))
+    assert (job["encoded"], job["cut"]) == (3, 1)
 
 
 def test_one_key_loads_one_payload_once(client: TestClient, place: str) -> None:

@@ -157,6 +157,13 @@ def test_a_switch_to_the_retriever_that_answers_changes_nothing(client: TestClie
     assert (after["retriever"], after["previous_retriever"]) == (before["retriever"], before["previous_retriever"])
 
 
+def test_a_switch_counts_what_was_not_read_to_its_end(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(client, "tickets", ROWS[:20])
+    monkeypatch.setattr(PoolEncoder, "tokens_cut", lambda _, texts: [5 * (t.id in "37") for t in texts])
+    job = finished(client, client.put("/v1/pools/tickets/retriever", json={"retriever": "mine"}))
+    assert (job["done"], job["cut"]) == (20, 2)
+
+
 def test_no_answer_mixes_two_encodings(client: TestClient) -> None:
     """Each answer's similarities are those of the retriever that it names."""
     fill(client, "tickets", ROWS[:50])
