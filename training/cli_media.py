@@ -19,18 +19,35 @@ SHEET = 100  # rows of a sheet at most
 EncoderFolder = Annotated[str, typer.Option(metavar="artifact:FOLDER", help="Of ours.")]
 
 
-def probe_videos(data: Path, encoder: str, split: str, asked: str, k: int, as_json: bool) -> None:
-    """R@1, kNN and linear accuracy of a video encoder, beside an untrained one and raw pixels."""
+def probe_videos(
+    data: Path,
+    encoder: str,
+    split: str,
+    asked: str,
+    k: int,
+    *,
+    untrained: bool,
+    seed: int,
+    cache: Path,
+    as_json: bool,
+) -> None:
+    """Recall, kNN and linear accuracy of a video encoder, beside an untrained one and raw pixels; then how well it
+    answers the questions of its training."""
     from embed.video import load_video_encoder
+    from training.probe_videos import answer_questions
     from training.probe_videos import probe_videos as probe
     from training.progress import reporting
 
+    folder = Path(encoder.partition(":")[2])
     with reporting(console) as report:
-        own = load_video_encoder(Path(encoder.partition(":")[2]))
-        rows = probe(data, own, split, asked, k, report("encoding"))
-    lines = [f"{'':10} {'R@1':>8} {'kNN':>8} {'linear':>8}"]
-    lines += [f"{title:10} {r['r@1']:8.4f} {r['knn']:8.4f} {r['linear']:8.4f}" for title, r in rows.items()]
-    print_result(rows, as_json, "\n".join(lines))
+        own = load_video_encoder(folder)
+        told = answer_questions(data, folder, own, split, asked, cache, seed=seed, progress=report("reading"))
+        rows = probe(data, own, split, asked, k, untrained=untrained, seed=seed, progress=report("encoding"))
+    columns = list(rows["encoder"])
+    lines = [" ".join([f"{'':10}", *(f"{column:>11}" for column in columns)])]
+    lines += [" ".join([f"{title:10}", *(f"{row[c]:11.4f}" for c in columns)]) for title, row in rows.items()]
+    lines += [f"{name:10} {row['accuracy']:11.4f}   by chance {row['chance']:.4f}" for name, row in told.items()]
+    print_result({**rows, "questions": told} if told else rows, as_json, "\n".join(lines))
 
 
 def probe_directions(data: Path, encoder: str, split: str, language: str, voice: str, as_json: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -59,19 +60,38 @@ def branch(
     print_result(told, as_json, "\n".join(lines))
 
 
-def probe_tasks(data: Path, encoder: str, asked: str, as_json: bool) -> None:
-    """How well a multi-task encoder does each of its tasks, on a table that has their columns."""
+def probe_tasks(data: Path, encoder: str, asked: str, alone: Sequence[str], as_json: bool) -> None:
+    """How well a multi-task encoder does each of its tasks, on a table that has their columns.
+
+    Beside encoders of one task each also Δ_MTL, what learning the tasks together is worth.
+    """
     from embed.multi_task import MultiTaskEncoder
     from embed.registry import open_encoder
     from training.annotated import read_annotated
-    from training.multi_task_metrics import evaluate_tasks
+    from training.multi_task_metrics import delta_mtl, evaluate_tasks, primary
     from udr.errors import ConfigError
 
-    opened = open_encoder(encoder)
-    if not isinstance(opened, MultiTaskEncoder):
-        raise ConfigError(f"--probes tasks: {encoder} is no multi-task encoder")
-    labels = read_annotated(data, opened.kinds, list(opened.classes), opened.net.size, asked, opened.classes)
-    found = evaluate_tasks(opened.net, labels, opened.kinds)
+    def opened(option: str, address: str) -> MultiTaskEncoder:
+        found = open_encoder(address)
+        if not isinstance(found, MultiTaskEncoder):
+            raise ConfigError(f"{option}: {address} is no multi-task encoder")
+        return found
+
+    def measured(own: MultiTaskEncoder) -> dict[str, dict[str, float]]:
+        labels = read_annotated(data, own.kinds, list(own.classes), own.net.size, asked, own.classes)
+        return evaluate_tasks(own.net, labels, own.kinds)
+
+    own, others = opened("--probes tasks", encoder), [opened("--alone", address) for address in alone]
+    for address, other in zip(alone, others, strict=True):
+        if len(other.net.tasks) > 1:
+            raise ConfigError(f"--alone {address}: expected an encoder that was trained on one task")
+    missing = set(own.net.tasks) - {task for other in others for task in other.net.tasks}
+    if alone and missing:
+        raise ConfigError(f"--alone: no encoder of {', '.join(sorted(missing))}; name one for each task")
+    found = measured(own)
+    if alone:
+        single = {task: value for other in others for task, (value, _) in primary(measured(other), other.kinds).items()}
+        found["delta_mtl"] = {"share": delta_mtl(primary(found, own.kinds), single)}
     lines = [
         f"{task:14} " + "  ".join(f"{name} {value:.4f}" for name, value in row.items()) for task, row in found.items()
     ]

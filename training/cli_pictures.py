@@ -54,7 +54,32 @@ def pretrain(
         typer.echo(str(train(settings, device, report)))
 
 
+PROBED_BY = {  # which options of `udr probe` say something of which encoders
+    "pictures": ("probes", "split", "asked", "k", "untrained", "seed", "cache"),
+    "videos": ("split", "asked", "k", "untrained", "seed", "cache"),
+    "several modalities": ("asked", "language", "voice"),
+    "many tasks": ("probes", "asked", "alone"),
+}
+
+
+def _check_options(context: typer.Context, kind: str) -> None:
+    """Raise ConfigError where an option was given that says nothing of such encoders."""
+    from udr.errors import ConfigError
+
+    named = {
+        p.name: p.opts[0] for p in context.command.params if p.name in {n for own in PROBED_BY.values() for n in own}
+    }
+    for name, option in named.items():
+        source = context.get_parameter_source(str(name))
+        if name not in PROBED_BY[kind] and source is not None and source.name == "COMMANDLINE":
+            raise ConfigError(
+                f"{option}: says nothing of an encoder of {kind}, which takes "
+                f"{', '.join(named[own] for own in PROBED_BY[kind])}"
+            )
+
+
 def probe(
+    context: typer.Context,
     data: Annotated[Path, typer.Argument(metavar="FOLDER|PARQUET", help="Labelled pictures, or a folder of videos.")],
     encoder: EncoderAddress,
     probes: Annotated[str, typer.Option(help="Which: knn, linear, finetune, dense; tasks.")] = "knn,linear",
@@ -62,15 +87,22 @@ def probe(
     asked: Annotated[str, typer.Option(help="Split that is asked.")] = "test",
     k: Annotated[int, typer.Option(min=1, help="Neighbours.")] = 20,
     untrained: Annotated[bool | None, typer.Option(help="A row for the same network, untrained.")] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of subsets, canvases and untrained weights.")] = 0,
-    cache: Annotated[Path, typer.Option(help="Folder for the pictures as arrays.")] = Path("runs/pictures"),
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**32 - 1, help="Of subsets, canvases, clips and untrained weights.")
+    ] = 0,
+    cache: Annotated[Path, typer.Option(help="Folder for pictures and videos as arrays.")] = Path("runs/pictures"),
     language: Annotated[str, typer.Option(help="Of captions and speech, for a cross-modal encoder; none: any.")] = "",
     voice: Annotated[str, typer.Option(help="Who speaks (human, espeak-m7); none: anyone.")] = "",
+    alone: Annotated[
+        list[str] | None,
+        typer.Option(metavar="artifact:FOLDER", help="With --probes tasks: encoders of one task each, for Δ; repeat."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """What an encoder is worth: on labelled pictures or videos beside raw pixels and its untrained network.
 
-    Of a cross-modal one: recall in every direction. With --probes tasks, of a multi-task one: how well it does each.
+    Of a video encoder also how well it answers the questions that it learnt by. Of a cross-modal one: recall in every
+    direction. With --probes tasks, of a multi-task one: how well it does each.
     """
     from embed.registry import artifact_kind
     from training.cli_media import probe_directions, probe_videos
@@ -82,14 +114,28 @@ def probe(
     hush_transformers()
     kind = artifact_kind(encoder)
     if kind == "video":
-        probe_videos(data, encoder, split, asked, k, as_json)
+        _check_options(context, "videos")
+        probe_videos(
+            data,
+            encoder,
+            split,
+            asked,
+            k,
+            untrained=untrained is not False,
+            seed=seed,
+            cache=cache,
+            as_json=as_json,
+        )
         return
     if kind == "cross_modal":
+        _check_options(context, "several modalities")
         probe_directions(data, encoder, asked, language, voice, as_json)
         return
     if probes == "tasks":
-        probe_tasks(data, encoder, asked, as_json)
+        _check_options(context, "many tasks")
+        probe_tasks(data, encoder, asked, alone or (), as_json)
         return
+    _check_options(context, "pictures")
     chosen = [word.strip() for word in probes.split(",")]
     for word in chosen:
         if word not in PROBES:

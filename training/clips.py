@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -128,8 +128,9 @@ def prepare_videos(
     cache: Path,
     workers: int = 2,
     progress: Progress | None = None,
+    names: Collection[str] | None = None,
 ) -> Videos:
-    """Read a folder of videos (a subfolder a class), or what was kept of it.
+    """Read a folder of videos (a subfolder a class), those of some names or all, or what was kept of it.
 
     Of each the middle `longest` seconds at `rate` frames a second. What cannot be read is left out and counted. The
     array is kept in `cache` under the files' names, sizes and times, so a second run reads it at once.
@@ -137,7 +138,7 @@ def prepare_videos(
     Raises:
         DataError: no such folder, or nothing in it can be read.
     """
-    rows = list(folder_rows(split_folder(source, None), VIDEO_ENDINGS))
+    rows = [row for row in folder_rows(split_folder(source, None), VIDEO_ENDINGS) if names is None or row[0] in names]
     if not rows:
         raise DataError(f"{source}: no videos ({', '.join(VIDEO_ENDINGS)})")
     state = [[str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for _, p, _ in rows]

@@ -12,14 +12,16 @@ from numpy.typing import NDArray
 from embed.multi_task_nets import DenseKind, MultiTaskNet
 from training.annotated import UNKNOWN, Annotated
 from training.probes import VALUES, spread
+from udr.errors import DataError
 from udr.types import FloatArray
 
-__all__ = ["LOWER_IS_BETTER", "PRIMARY", "Confusion", "Depths", "Overlap", "delta_mtl", "evaluate_tasks"]
+__all__ = ["LOWER_IS_BETTER", "PRIMARY", "Confusion", "Depths", "Overlap", "delta_mtl", "evaluate_tasks", "primary"]
 
 AT_ONCE = 256  # pictures in one forward pass
 THRESHOLDS = np.linspace(0, 1, 101)[1:-1]
 PRIMARY = {"segmentation": "miou", "depth": "rmse", "edges": "f", "saliency": "f"}  # of each kind, for Δ_MTL
 LOWER_IS_BETTER = ("rmse", "abs_rel", "bce")
+EMBEDDING = "embedding"  # beside the tasks, what is said of vectors
 
 
 class Confusion:
@@ -109,6 +111,12 @@ def _at_least(values: FloatArray) -> NDArray[np.int64]:
     return found
 
 
+def primary(found: Mapping[str, Mapping[str, float]], kinds: Mapping[str, DenseKind]) -> dict[str, tuple[float, bool]]:
+    """Of each task of `evaluate_tasks` the measure that Δ_MTL takes, and whether less is better."""
+    names = {task: PRIMARY[kinds[task]] if task in kinds else "accuracy" for task in found if task != EMBEDDING}
+    return {task: (found[task][name], name in LOWER_IS_BETTER) for task, name in names.items()}
+
+
 def delta_mtl(tasks: Mapping[str, tuple[float, bool]], alone: Mapping[str, float]) -> float:
     """Δ_MTL = 1/T Σ_i (−1)^{l_i} (M_i − B_i) / B_i, as a share: above 0, tasks are better learnt together.
 
@@ -117,7 +125,12 @@ def delta_mtl(tasks: Mapping[str, tuple[float, bool]], alone: Mapping[str, float
     Args:
         tasks: of each its measure M_i, and whether less is better (l_i).
         alone: of each B_i, the measure of a network that learnt it alone.
+
+    Raises:
+        DataError: a B_i of 0, of which nothing is a share.
     """
+    if nothing := [task for task in tasks if alone[task] == 0]:
+        raise DataError(f"{', '.join(nothing)}: learnt alone, the measure is 0, so no change of it can be told")
     gains = [(-1 if lower else 1) * (value - alone[task]) / alone[task] for task, (value, lower) in tasks.items()]
     return sum(gains) / len(gains)
 
@@ -156,7 +169,7 @@ def evaluate_tasks(net: MultiTaskNet, data: Annotated, kinds: Mapping[str, Dense
     net.train(was_training)
     found: dict[str, dict[str, float]] = {task: counter.read() for task, counter in counters.items()}
     found |= {task: {"accuracy": counts[0] / max(1, counts[1])} for task, counts in right.items()}
-    return found | {"embedding": {"spread": spread(np.concatenate(vectors))}}
+    return found | {EMBEDDING: {"spread": spread(np.concatenate(vectors))}}
 
 
 def _said(kind: DenseKind, logits: torch.Tensor, true: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:

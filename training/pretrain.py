@@ -7,7 +7,8 @@
     OUT/tokenizer.pt       CIM's, once it is trained
     OUT/metrics.jsonl      losses and the online probe, drawn in OUT/metrics.png
     OUT/samples.png        held-out pictures: CIM's corrupted and restored, DRIT's in the other style, maps of tasks
-    OUT/encoder/           the finished encoder; OUT/labeller/ that of labels, OUT/model/ that of diffusion
+    OUT/encoder/           the finished encoder, STOR's with the heads of its questions; OUT/labeller/ that of labels,
+                           OUT/model/ that of diffusion
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ from training.pretrain_multi_task import train_multi_task
 from training.pretrain_runs import finished_folder, result_folder
 from training.pretrain_settings import LoopSettings, PretrainConfig
 from training.pretrain_translation import train_translation
-from training.pretrain_videos import read_videos
+from training.pretrain_videos import read_videos, side_of
+from training.questions import save_questions
 from training.run import Report, silent
 from training.samples import draw_samples
 from training.tokenizer import PictureTokenizer
@@ -170,6 +172,7 @@ def pretrain(config: PretrainConfig, device: str = "auto", report: Report = sile
         facts |= {k: v for k, v in lines[-1].items() if k in ("knn", "spread")}
         if isinstance(method.backbone, VideoBackbone):
             own = config.video
+            save_questions(cast(STOR, method), folder, side=side_of(config), rate=own.rate, longest=own.longest)
             save_video_backbone(method.backbone, folder, facts, rate=own.rate, pace=own.pace, clips=own.clips)
         else:
             save_backbone(cast(Backbone, method.backbone), folder, facts)

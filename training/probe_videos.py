@@ -8,6 +8,7 @@ from warnings import warn
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from embed.video import VideoEncoder
 from embed.video_backbones import build_video_backbone
@@ -15,10 +16,12 @@ from embed.video_media import open_video
 from training.clips import VIDEO_ENDINGS
 from training.pictures import folder_rows
 from training.probes import knn_accuracy, linear_accuracy
+from training.questions import answered
+from training.retrieval import recall
 from udr.errors import DataError, UDRWarning
-from udr.types import Progress
+from udr.types import FloatArray, Progress
 
-__all__ = ["probe_videos"]
+__all__ = ["answer_questions", "first_ranks", "probe_videos"]
 
 EVERY = 5  # of a class's videos one is asked, where no folders say which
 
@@ -26,9 +29,18 @@ Row = tuple[str, Path, str]
 
 
 def probe_videos(
-    source: Path, encoder: VideoEncoder, split: str, asked: str, k: int, progress: Progress | None = None
+    source: Path,
+    encoder: VideoEncoder,
+    split: str,
+    asked: str,
+    k: int,
+    *,
+    untrained: bool = True,
+    seed: int = 0,
+    progress: Progress | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Accuracy of the nearest (`r@1`), of the `k` nearest and of a linear classifier, of three kinds of vectors.
+    """Recall of a video of the same class, accuracy of the `k` nearest and of a linear classifier, by kind of vectors:
+    raw pixels, those of the untrained network of a seed, and the encoder's.
 
     Videos lie in a folder a class: within the folders `split` and `asked` of `source` if there are such; else every
     fifth of a class is asked. What cannot be read is left out with a warning.
@@ -37,13 +49,13 @@ def probe_videos(
         DataError: no labelled videos, or none left of one part.
     """
     known, queries = _parts(source, split, asked)
-    torch.manual_seed(0)
-    own = encoder.backbone
-    untrained = build_video_backbone(own.name, own.size, own.frames).to(own.device)
-    other = VideoEncoder(untrained, "", rate=encoder.rate, pace=encoder.pace, clips=encoder.clips)
-    vectors: dict[str, tuple[list[np.ndarray], list[np.ndarray]]] = {
-        name: ([], []) for name in ("pixels", "untrained", "encoder")
-    }
+    own, encoders = encoder.backbone, {}
+    if untrained:
+        torch.manual_seed(seed)
+        other = build_video_backbone(own.name, own.size, own.frames).to(own.device)
+        encoders["untrained"] = VideoEncoder(other, "", rate=encoder.rate, pace=encoder.pace, clips=encoder.clips)
+    encoders["encoder"] = encoder
+    vectors: dict[str, tuple[list[np.ndarray], list[np.ndarray]]] = {name: ([], []) for name in ("pixels", *encoders)}
     labels: tuple[list[str], list[str]] = ([], [])
     rows = [(0, row) for row in known] + [(1, row) for row in queries]
     for number, (part, (name, path, label)) in enumerate(rows, 1):
@@ -55,8 +67,8 @@ def probe_videos(
             continue
         labels[part].append(label)
         vectors["pixels"][part].append(clips.mean(0, dtype=np.float32).ravel() / 255)
-        vectors["untrained"][part].append(other.encode_clips(clips).mean(0))
-        vectors["encoder"][part].append(encoder.encode_clips(clips).mean(0))
+        for title, one in encoders.items():
+            vectors[title][part].append(one.encode_clips(clips).mean(0))
         if progress:
             progress(number, len(rows))
     if not labels[0] or not labels[1]:
@@ -66,16 +78,48 @@ def probe_videos(
     found = {}
     for title, (bank, asking) in vectors.items():
         a, b = np.stack(bank), np.stack(asking)
-        found[title] = {
-            "r@1": round(knn_accuracy(a, y, b, z, 1), 4),
-            "knn": round(knn_accuracy(a, y, b, z, k), 4),
-            "linear": round(linear_accuracy(a, y, b, z), 4),
-        }
+        row = recall(first_ranks(a, y, b, z))
+        row |= {"knn": knn_accuracy(a, y, b, z, k), "linear": linear_accuracy(a, y, b, z)}
+        found[title] = {name: round(value, 4) for name, value in row.items()}
     return found
 
 
+def first_ranks(
+    bank: FloatArray, classes: NDArray[np.int64], queries: FloatArray, answers: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """The rank of the nearest row of the bank, by cosine, that is of a query's class, from 1; behind all if none is.
+
+    Shape: bank (m, d), classes (m,), queries (n, d), answers (n,) -> (n,).
+    """
+    a, b = (part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12) for part in (bank, queries))
+    right = classes[np.argsort(-(b @ a.T), axis=1, kind="stable")] == answers[:, None]
+    found: NDArray[np.int64] = np.where(right.any(1), right.argmax(1), len(bank)) + 1
+    return found
+
+
+def answer_questions(
+    source: Path,
+    folder: Path,
+    encoder: VideoEncoder,
+    split: str,
+    asked: str,
+    cache: Path,
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, dict[str, float]]:
+    """How well the questions of its training are answered on the videos that are asked (`training.questions`)."""
+    inside = source / asked if _has_parts(source, split, asked) else source
+    names = {name for name, _, _ in _parts(source, split, asked)[1]}
+    return answered(folder, encoder.backbone, inside, names, cache, seed, progress)
+
+
+def _has_parts(source: Path, split: str, asked: str) -> bool:
+    return (source / split).is_dir() and (source / asked).is_dir()
+
+
 def _parts(source: Path, split: str, asked: str) -> tuple[list[Row], list[Row]]:
-    if (source / split).is_dir() and (source / asked).is_dir():
+    if _has_parts(source, split, asked):
         return _labelled(source / split), _labelled(source / asked)
     seen: Counter[str] = Counter()
     parts: tuple[list[Row], list[Row]] = ([], [])

@@ -34,13 +34,13 @@ from training.loop import fit
 from training.methods.stor import QUESTIONS, STOR, Clips
 from training.pretrain_settings import PretrainConfig
 from training.probes import features, knn_accuracy, linear_accuracy
+from training.questions import question_accuracies
 from udr.config import load_config
 
 CONFIG = Path(__file__).parents[2] / "training" / "configs" / "pretrain" / "stor.yaml"
 CHANCE = {"spatial": 0.2, "temporal": 0.2, "pace": 0.25, "rotation": 0.25}
 NONE = dict.fromkeys(("contrastive", *QUESTIONS), 0.0)
 ASKED = 240  # unseen videos
-DRAWS = 4  # pairs of each of them that the questions are asked of
 
 
 class Shuffled(STOR):
@@ -52,24 +52,6 @@ class Shuffled(STOR):
             for name in ("spatial", "temporal"):
                 found.labels[name] = found.labels[name][torch.randperm(len(numbers))]
         return found
-
-
-def pretext(method: STOR, videos: Videos, seed: int = 0) -> dict[str, float]:
-    """Accuracy of each question on pairs of these videos, mirrored or not but otherwise not augmented."""
-    torch.manual_seed(seed)
-    method.eval()
-    method.read_from(videos)
-    right: dict[str, list[float]] = {}
-    with torch.inference_mode():
-        for _ in range(DRAWS):
-            for part in torch.arange(len(videos)).split(60):
-                clips = method.draw(part, 0.0)
-                answers = method.answers(*(method.backbone.pooled(c) for c in (clips.first, clips.second)))
-                for name, logits in answers.items():
-                    labels = clips.labels[name].reshape(len(logits), -1)
-                    hits = torch.stack([x.argmax(1) for x in logits]) == labels
-                    right.setdefault(name, []).append(float(hits.float().mean()))
-    return {name: round(float(np.mean(values)), 4) for name, values in right.items()}
 
 
 def by_size_alone(side: int, draws: int = 20_000) -> float:
@@ -146,7 +128,10 @@ def kept(
     method, seconds = trained(name, config, known, path.parent, weights, kind)
     pace = config.video.pace
     row: dict[str, Any] = {"cpu_seconds": seconds, "motion": probed(method.backbone, known, asked, pace)}
-    row |= {"one_frame": probed(method.backbone, known, asked, pace, True), "pretext": pretext(method, asked)}
+    row |= {
+        "one_frame": probed(method.backbone, known, asked, pace, True),
+        "pretext": question_accuracies(method, asked),
+    }
     print(name, config.seed, row, flush=True)
     path.write_text(json.dumps(row))
     return row

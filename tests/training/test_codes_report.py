@@ -160,6 +160,13 @@ def test_commands_report_codes_and_recall(
     ):
         assert said in udr("probe", table, "--encoder", address, *asked).complaint
         assert said in udr("codes", table, "--encoder", address, "--out", tmp_path / "c.json", *asked).complaint
+    for option in (("--probes", "finetune"), ("--seed", 3), ("--untrained",), ("--cache", tmp_path), ("--k", 5)):
+        refused = udr("probe", table, "--encoder", address, *option)
+        assert refused.code == 2
+        assert refused.complaint.count("\n") <= 1
+        assert (
+            f"{option[0]}: says nothing of an encoder of several modalities, which takes --asked" in refused.complaint
+        )
     bad = udr("codes", table, "--encoder", address, "--out", tmp_path / "c.txt")
     assert bad.code == 2
     assert ".html or .json" in bad.complaint

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from training.multi_task_metrics import THRESHOLDS, Confusion, Depths, Overlap, delta_mtl
+from udr.errors import DataError
 
 RNG = np.random.default_rng(0)
 
@@ -68,6 +69,8 @@ def test_delta_counts_less_error_as_gain() -> None:
     assert delta_mtl(together, alone) == pytest.approx((0.1 - 0.1 + 0) / 3)
     better = {"semseg": (0.55, False), "depth": (0.18, True), "edges": (0.44, False)}
     assert delta_mtl(better, alone) == pytest.approx(0.1)
+    with pytest.raises(DataError, match="depth: learnt alone, the measure is 0"):
+        delta_mtl(together, {**alone, "depth": 0.0})
 
 
 def test_pixels_of_a_class_that_was_never_learnt_are_missed() -> None:

@@ -238,6 +238,11 @@ def test_several_processes_are_refused(tmp_path: Path, table: Path, monkeypatch:
 # -- commands
 
 
+def trained_alone(folder: Path, table: Path, task: str) -> str:
+    own = {"dense": {task: DENSE[task]}, "attributes": []} if task in DENSE else {"dense": {}}
+    return f"artifact:{pretrain(config(folder / task, table, **own, loop={'epochs': 0.5}), 'cpu')}"
+
+
 @pytest.mark.filterwarnings("default:not described")
 def test_pictures_are_described_and_filtered_through_the_commands(tmp_path: Path, udr: Any) -> None:
     file = tmp_path / "scenes.parquet"
@@ -250,6 +255,20 @@ def test_pictures_are_described_and_filtered_through_the_commands(tmp_path: Path
 
     probed = json.loads(udr("probe", file, "--encoder", address, "--probes", "tasks", "--json").out)
     assert set(probed) == {*TASKS, "embedding"}
+    alone = [part for task in TASKS for part in ("--alone", trained_alone(tmp_path, file, task))]
+    words = ("probe", file, "--encoder", address, "--probes", "tasks")
+    beside = json.loads(udr(*words, *alone, "--json").out)
+    singles = [json.loads(udr("probe", file, "--encoder", a, "--probes", "tasks", "--json").out) for a in alone[1::2]]
+    gains = []
+    for task, single in zip(TASKS, singles, strict=True):
+        (name,) = {"miou", "rmse", "f", "accuracy"} & set(single[task])
+        change = (probed[task][name] - single[task][name]) / single[task][name]
+        gains.append(-change if name == "rmse" else change)
+    assert beside["delta_mtl"]["share"] == pytest.approx(sum(gains) / len(gains))
+    assert {task: beside[task] for task in probed} == probed
+    assert "no encoder of " in udr(*words, *alone[:2]).complaint
+    assert "trained on one task" in udr(*words, "--alone", address).complaint
+    assert "--k: says nothing of an encoder of many tasks" in udr(*words, "--k", 3).complaint
     plain = json.loads(udr("probe", file, "--encoder", address, "--cache", tmp_path / "c", "--json").out)
     assert set(plain["encoder"]) == {"knn", "linear"}
 

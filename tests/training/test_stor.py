@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any, cast
@@ -16,19 +18,21 @@ from films import write_films
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from workbench import Outcome
 
 import training.loop
-from embed.video import load_video_encoder
+from embed.video import load_video_encoder, save_video_backbone
 from embed.video_backbones import build_video_backbone
 from training.clip_pairs import RATES, draw_boxes, draw_spans, pace_count
 from training.clip_views import crop_clips, strengthen
-from training.clips import Videos
+from training.clips import Videos, prepare_videos
 from training.loop import fit
 from training.losses.stor import byol_loss, labels_loss, weighted
-from training.methods.stor import STOR
+from training.methods.stor import STOR, Clips
 from training.pretrain import pretrain
 from training.pretrain_settings import LoopSettings, PretrainConfig
 from training.pretrain_videos import side_of
+from training.questions import load_questions, question_accuracies, save_questions
 from udr.errors import ConfigError, DataError, UDRWarning
 
 pytestmark = pytest.mark.filterwarnings("default:1 videos left out")
@@ -329,10 +333,55 @@ def test_a_folder_of_videos_becomes_a_video_encoder(tmp_path: Path) -> None:
     assert len(moved) > len(untrained) * 0.9
     saved = json.loads((folder / "encoder.json").read_text())
     assert (saved["videos"], saved["method"]) == (20, "stor")
+    asked = load_questions(folder, encoder.backbone)
+    assert asked is not None
+    assert list(asked.heads) == ["spatial", "temporal", "pace", "rotation"]
     assert 0 <= saved["knn"] <= 1
     before = {p: p.stat().st_mtime_ns for p in own.out.rglob("*") if p.is_file()}
     assert pretrain(own, "cpu") == folder  # finished: nothing is done again
     assert {p: p.stat().st_mtime_ns for p in own.out.rglob("*") if p.is_file()} == before
+
+
+def test_a_finished_encoder_is_asked_the_questions_that_it_learnt_by(
+    tmp_path: Path, udr: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    backbone = build_video_backbone("r3d_tiny", 16, 4)
+    method = STOR(backbone, hidden=16, out=8, temporal=0.0, paces=2)
+    method(method_numbers(method, tmp_path), 0.0)  # so that the heads' statistics are no longer those of the start
+    folder = tmp_path / "encoder"
+    save_questions(method, folder, side=18, rate=25, longest=60)
+    save_video_backbone(backbone, folder, {"method": "stor"}, rate=25, pace=1, clips=2)
+    write_films(tmp_path / "w" / "train", 4)
+    write_films(tmp_path / "w" / "test", 8)
+    words = ("probe", tmp_path / "w", "--encoder", f"artifact:{folder}", "--cache", tmp_path / "cache", "--seed", 5)
+    found = json.loads(udr(*words, "--json").out)["questions"]
+    asked = prepare_videos(tmp_path / "w" / "test", 18, 25, 60, tmp_path / "own")
+    assert {name: row["accuracy"] for name, row in found.items()} == question_accuracies(method, asked, 5)
+    assert {name: row["chance"] for name, row in found.items()} == {"spatial": 0.2, "pace": 0.5, "rotation": 0.25}
+    assert re.search(r"pace +0\.\d{4} +by chance 0\.5000", udr(*words).out)
+
+    # an oracle is always right
+    def knowing(self: STOR, first: torch.Tensor, second: torch.Tensor) -> dict[str, list[torch.Tensor]]:
+        labels = drawn[-1].labels
+        return {n: [nn.functional.one_hot(x, 5).float() for x in labels[n].reshape(-1, len(first))] for n in self.heads}
+
+    drawn: list[Clips] = []
+    draw = STOR.draw
+    monkeypatch.setattr(STOR, "draw", lambda self, *rest: drawn.append(draw(self, *rest)) or drawn[-1])
+    monkeypatch.setattr(STOR, "answers", knowing)
+    assert set(question_accuracies(method, asked).values()) == {1.0}
+
+    (folder / "questions" / "model.safetensors").write_bytes(b"damaged")
+    assert "questions' files differ" in udr(*words).complaint
+    (folder / "questions" / "questions.json").unlink()
+    assert "questions" not in json.loads(udr(*words, "--json").out)  # an encoder from elsewhere has none
+
+
+def method_numbers(method: STOR, tmp_path: Path) -> torch.Tensor:
+    write_films(tmp_path / "learnt", 8)
+    method.read_from(prepare_videos(tmp_path / "learnt", 18, 25, 60, tmp_path / "own"))
+    return torch.arange(8)
 
 
 def test_a_killed_training_of_videos_ends_with_the_same_weights(

@@ -16,6 +16,7 @@ from workbench import Outcome
 from embed.video import load_video_encoder, save_video_backbone
 from embed.video_backbones import build_video_backbone
 from training.clips import middle_clips, prepare_videos
+from training.probe_videos import first_ranks
 from udr.errors import ArtifactError, DataError
 
 Command = Callable[..., Outcome]
@@ -129,18 +130,37 @@ def test_a_probe_tells_accuracies_beside_pixels_and_an_untrained_encoder(
     told = udr("probe", tmp_path / "v", "--encoder", encoder, "--k", 3, "--json")
     rows = json.loads(told.out)
     assert set(rows) == {"pixels", "untrained", "encoder"}
-    assert all(0 <= value <= 1 for row in rows.values() for value in row.values())
+    assert all(0 <= value <= 1 for row in rows.values() for name, value in row.items() if name != "median_rank")
+    assert all(row["R@1"] <= row["R@5"] <= row["R@10"] and row["median_rank"] >= 1 for row in rows.values())
     assert "left out: down/broken.mp4" in told.err
     write_films(tmp_path / "w" / "train", 8)
     write_films(tmp_path / "w" / "test", 4)
     table = udr("probe", tmp_path / "w", "--encoder", encoder, "--k", 3).out
     assert "R@1" in table
     same = json.loads(udr("probe", tmp_path / "w", "--encoder", encoder, "--k", 3, "--json").out)
-    assert same["encoder"]["r@1"] == 1.0  # the test films are the first four of the others
+    assert same["encoder"]["R@1"] == same["encoder"]["median_rank"] == 1.0  # the test films are among the others
+    alone = ("probe", tmp_path / "w", "--encoder", encoder, "--no-untrained", "--json")
+    assert set(json.loads(udr(*alone).out)) == {"pixels", "encoder"}
+    other = ("probe", tmp_path / "w", "--encoder", encoder, "--k", 3, "--seed", 1, "--json")
+    seeded = json.loads(udr(*other).out)
+    assert seeded["encoder"] == same["encoder"]
+    for option in (("--probes", "knn"), ("--language", "en"), ("--alone", encoder)):
+        refused = udr("probe", tmp_path / "w", "--encoder", encoder, *option)
+        assert refused.code == 2
+        assert f"{option[0]}: says nothing of an encoder of videos, which takes --split, --asked" in refused.complaint
     (tmp_path / "flat").mkdir()
     (tmp_path / "flat" / "a.mp4").write_bytes(film(numbered(5)))
     assert "in a folder a class" in udr("probe", tmp_path / "flat", "--encoder", encoder).complaint
     assert "expected a folder" in udr("probe", tmp_path / "nowhere", "--encoder", encoder).complaint
+
+
+def test_the_first_of_a_class_is_counted_in_plain_loops() -> None:
+    rng = np.random.default_rng(0)
+    bank, queries = rng.normal(size=(12, 5)).astype(np.float32), rng.normal(size=(6, 5)).astype(np.float32)
+    classes, answers = np.arange(12) % 3, np.array([0, 1, 2, 0, 1, 7])
+    for query, answer, rank in zip(queries, answers, first_ranks(bank, classes, queries, answers), strict=True):
+        near = sorted(range(12), key=lambda i: -float(bank[i] @ query) / float(np.linalg.norm(bank[i])))
+        assert rank == next((n for n, i in enumerate(near, 1) if classes[i] == answer), 13)
 
 
 def test_localise_prints_the_segment(tmp_path: Path, encoder: str, udr: Command) -> None:

@@ -98,11 +98,12 @@ class STOR(nn.Module):
         self.teacher = frozen(copy.deepcopy(self.student)) if agrees else None
         width = out if projector else dim
         self.predictor = mlp([width, hidden, width]) if agrees else None
+        counts = {"spatial": len(RATES), "temporal": len(RATES), "pace": paces, "rotation": TURNS}
+        self.classes = {name: count for name, count in counts.items() if name in self.weights}
         self.heads = nn.ModuleDict()
-        for name, classes in (("spatial", len(RATES)), ("temporal", len(RATES)), ("pace", paces), ("rotation", TURNS)):
-            if name in self.weights:
-                of_pairs = name in ("spatial", "temporal")
-                self.heads[name] = mlp([2 * dim, 2 * dim, classes]) if of_pairs else nn.Linear(dim, classes)
+        for name, classes in self.classes.items():
+            of_pairs = name in ("spatial", "temporal")
+            self.heads[name] = mlp([2 * dim, 2 * dim, classes]) if of_pairs else nn.Linear(dim, classes)
 
     @property
     def backbone(self) -> VideoBackbone:
