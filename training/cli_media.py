@@ -98,13 +98,19 @@ def codes(
     split: Annotated[str | None, typer.Option(help="Split of the table.")] = None,
     language: Annotated[str, typer.Option(help="Of captions and speech; none: any.")] = "",
     voice: Annotated[str, typer.Option(help="Who speaks; none: anyone.")] = "",
+    word: Annotated[str, typer.Option(help="Draw where it lies in pictures and sounds; with --heat.")] = "",
+    heat: Annotated[Path | None, typer.Option(metavar="FILE.png", help="The sheet of --word.")] = None,
 ) -> None:
-    """What each code of a cross-modal encoder means, in pictures and words, and how purely."""
+    """What each code of a cross-modal encoder means, in pictures and words, and how purely.
+
+    Also how many codes are in use, and how often modalities agree. --word and --heat: a sheet of where a word lies.
+    """
     from embed.cross_modal import load_cross_modal
     from training.captioned import read_captioned
-    from training.codes import code_meanings, report_html
+    from training.codes import agreement, code_meanings, draw_heat, perplexity, report_html, summary
     from training.progress import hush_transformers
     from training.retrieval import check_asked
+    from training.sheets import check_png
     from udr.artifacts import write_atomically
     from udr.errors import ConfigError
 
@@ -114,16 +120,27 @@ def codes(
         raise ConfigError("--encoder: codes are of encoders of ours, artifact:FOLDER")
     if out.suffix not in (".html", ".json"):
         raise ConfigError(f"--out {out}: expected a name that ends in .html or .json")
+    if bool(word.strip()) != (heat is not None):
+        raise ConfigError("--word, --heat: a word, and the file that shows where it lies; give both or neither")
+    check_out(out, data)
+    if heat is not None:
+        check_png(heat, "--heat")
+        check_out(heat, data, option="--heat")
     opened, rows = load_cross_modal(Path(name)), read_captioned(data, split)
     check_asked(data, rows, opened.modalities, language, voice)
     meanings = code_meanings(opened, rows, language, voice)
+    used, agreed = perplexity(opened, rows, language, voice), agreement(opened, rows, language, voice)
+    said = summary(used, len(meanings), agreed)
     if out.suffix == ".json":
-        written = json.dumps([m.as_dict() for m in meanings], ensure_ascii=False, indent=1) + "\n"
+        told = {"perplexity": used, "agreement": agreed, "codes": [m.as_dict() for m in meanings]}
+        written = json.dumps(told, ensure_ascii=False, indent=1) + "\n"
     else:
-        written = report_html(meanings, rows, opened.side, f"Codes of {name}")
+        written = report_html(meanings, rows, opened.side, f"Codes of {name}", said)
     write_atomically(out, written.encode())
-    used = sum(any(m.used.values()) for m in meanings)
-    typer.echo(f"{out}: {used} of {len(meanings)} codes in use")
+    lines = [f"{out}: {sum(any(m.used.values()) for m in meanings)} of {len(meanings)} codes in use", *said]
+    if heat is not None:
+        lines.append(f"{heat}: {draw_heat(opened, rows, word, heat, language, voice)} things")
+    typer.echo("\n".join(lines))
 
 
 def translate(

@@ -1,4 +1,5 @@
-"""What each code of a cross-modal encoder means: in which pictures' cells and which words it lies, and how purely."""
+"""What each code of a cross-modal encoder means: in which pictures' cells and which words it lies, and how purely; and
+where a word lies in pictures and sounds."""
 
 from __future__ import annotations
 
@@ -9,26 +10,44 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from embed.audio import log_mel, open_sound
 from embed.cross_modal import CrossModalEncoder, Modality
 from embed.media import open_picture, pixels_of
 from embed.towers import words_of
 from training.captioned import Captioned
+from training.label_things import attention_picture
 from training.retrieval import as_query
+from training.sheets import SIDE, draw_captioned
+from udr.errors import ConfigError, DataError
 from udr.types import FloatArray, Query
 
-__all__ = ["Meaning", "agreement", "code_meanings", "heat_map", "perplexity", "purity", "report_html", "word_codes"]
+__all__ = [
+    "Meaning",
+    "agreement",
+    "code_meanings",
+    "draw_heat",
+    "heat_map",
+    "perplexity",
+    "purity",
+    "report_html",
+    "summary",
+    "word_codes",
+]
 
 PICTURES = 6  # shown of a code
 WORDS = 8
 CONCEPT_WORDS = 3  # letters of a word that may be a concept, at least
 LEAST_THINGS = 3  # that a concept has, or what is found of it says nothing
 SHOWN = 72  # pixels of a picture in the report
+HEATED = 8  # things on a sheet of a word
 
 
 @dataclass
@@ -147,13 +166,14 @@ def _add_pictures(found: Sequence[Meaning], names: Sequence[str], probabilities:
 
 
 def perplexity(encoder: CrossModalEncoder, rows: Sequence[Captioned], language: str = "", voice: str = "") -> float:
-    """exp of the entropy of which codes lie on things, all modalities alike: how many codes are in use."""
+    """exp of the entropy of which codes lie on things, all modalities that they have alike: how many are in use."""
     shares = np.zeros(encoder.net.codes)
     for modality in encoder.modalities:
         _, probabilities = _probabilities(encoder, rows, modality, language, voice)
-        tokens = np.concatenate([p.argmax(1) for p in probabilities])
-        shares += np.bincount(tokens, minlength=len(shares)) / len(tokens) / len(encoder.modalities)
-    used = shares[shares > 0]
+        if probabilities:
+            tokens = np.concatenate([p.argmax(1) for p in probabilities])
+            shares += np.bincount(tokens, minlength=len(shares)) / len(tokens)
+    used = shares[shares > 0] / shares.sum()
     return float(np.exp(-(used * np.log(used)).sum()))
 
 
@@ -200,11 +220,81 @@ def heat_map(probabilities: FloatArray, wanted: FloatArray, usual: FloatArray) -
     return found
 
 
+def draw_heat(
+    encoder: CrossModalEncoder, rows: Sequence[Captioned], word: str, out: Path, language: str = "", voice: str = ""
+) -> int:
+    """Draw where a word lies in the cells of pictures and the frames of sounds, of the things that it lies in most.
+
+    What is usual is counted over all of the things. Returns how many are drawn.
+
+    Raises:
+        ConfigError: the encoder reads no words, or neither pictures nor sounds part by part.
+        DataError: no thing has a picture or sound, or a word that is none.
+        ArtifactError: the file cannot be written.
+    """
+    places = [m for m in encoder.modalities if m != "text" and m not in encoder.frozen]
+    if "text" not in encoder.modalities or not places:
+        raise ConfigError("--heat: the encoder must read words, and pictures by cells or sounds by frames")
+    wanted = word_codes(encoder, word)
+    maps: dict[int, list[tuple[NDArray[np.uint8], FloatArray]]] = defaultdict(list)
+    for modality in places:
+        queries = {i: q for i, row in enumerate(rows) if (q := as_query(row, modality, language, voice)) is not None}
+        if not queries:
+            continue
+        found = encoder.code_probabilities(list(queries.values()), blank=True)
+        usual = np.concatenate(found).mean(0)
+        for (i, query), probabilities in zip(queries.items(), found, strict=True):
+            heat = heat_map(probabilities, wanted, usual)
+            shape = (encoder.side, encoder.side) if modality == "image" else (1, len(heat))
+            maps[i].append((_seen(query), heat.reshape(shape)))
+    if not maps:
+        raise DataError(f"none of {len(rows)} things has a picture or sound in which a word could lie")
+    most = sorted(maps, key=lambda i: -max(float(heat.max()) for _, heat in maps[i]))[:HEATED]
+    sheet = []
+    for i in most:
+        sheet.append([one for pixels, heat in maps[i] for one in ((pixels, rows[i].id), _heated(pixels, heat))])
+    draw_captioned(
+        sheet, out, f"where “{word}” lies: each picture and sound as it is where much of it lies, and paler elsewhere"
+    )
+    return len(sheet)
+
+
+def _heated(pixels: NDArray[np.uint8], heat: FloatArray) -> tuple[NDArray[np.uint8], str]:
+    return attention_picture(pixels, heat), f"at most {float(heat.max()):.2f}"
+
+
+def _seen(query: Query) -> NDArray[np.uint8]:
+    """A picture, or a sound's energies with low tones below, uint8 (3, s, s)."""
+    (media,) = query.media
+    if media.kind == "image":
+        return pixels_of(open_picture(media, query.id), SIDE)
+    bands = log_mel(torch.from_numpy(open_sound(media, query.id))).numpy().T[::-1]
+    scaled = (255 * (bands - bands.min()) / max(float(np.ptp(bands)), 1e-6)).round().astype(np.uint8)
+    drawn = Image.fromarray(scaled).convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    return np.asarray(drawn).transpose(2, 0, 1).copy()
+
+
 # -- the report
 
 
-def report_html(meanings: Iterable[Meaning], rows: Sequence[Captioned], side: int, title: str) -> str:
-    """A page that shows each code in pictures and words, with nothing outside itself; `side`: cells of a picture's."""
+def summary(perplexity: float, codes: int, agreements: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """What is said of all codes together, a line each."""
+    lines = [f"perplexity {perplexity:.1f} of {codes} codes"]
+    for pair, row in agreements.items():
+        lines.append(
+            f"{pair.replace('=', ' = ')}: one likeliest code for {100 * row['equal']:.1f} % of things, overlap "
+            f"{row['overlap']:.3f} (of one thing and another: {row['overlap_of_others']:.3f})"
+        )
+    return lines
+
+
+def report_html(
+    meanings: Iterable[Meaning], rows: Sequence[Captioned], side: int, title: str, said: Sequence[str]
+) -> str:
+    """A page that shows each code in pictures and words, with nothing outside itself; `side`: cells of a picture's.
+
+    `said` are the lines of `summary`.
+    """
     by_id = {row.id: row for row in rows}
     kept = [m for m in meanings if any(m.used.values())]
     body = [_section(meaning, by_id, side) for meaning in kept]
@@ -212,7 +302,8 @@ def report_html(meanings: Iterable[Meaning], rows: Sequence[Captioned], side: in
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{name}</title><style>{STYLE}</style>'
         f"<h1>{name}</h1><p>{len(kept)} codes in use over {len(rows)} things. A frame marks the cell of a picture "
-        f"where the code is most probable.</p>{''.join(body)}</html>\n"
+        f"where the code is most probable.</p>{''.join(f'<p>{html.escape(line)}</p>' for line in said)}"
+        f"{''.join(body)}</html>\n"
     )
 
 

@@ -8,21 +8,34 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from captioned_things import drawing, things, tone, write_things
+from PIL import Image
 from workbench import Outcome
 
+import training.codes
 from embed.cross_modal import CrossModalEncoder, build_net, load_cross_modal, save_cross_modal
 from training.captioned import read_captioned, write_captioned
-from training.codes import agreement, code_meanings, concepts_of, heat_map, perplexity, purity, report_html
+from training.codes import (
+    agreement,
+    code_meanings,
+    concepts_of,
+    draw_heat,
+    heat_map,
+    perplexity,
+    purity,
+    report_html,
+    summary,
+)
 from training.emoji import emoji_table
 from training.retrieval import as_query, directions, own_ranks, recall
 from training.stamps import placed_caption, read_stamps, stamps_table
 from udr.errors import DataError, UDRWarning
+from udr.types import Query
 
 SHAPE: dict[str, Any] = {
     "modalities": ["image", "text", "audio"], "backbone": "conv", "size": 16, "dim": 8, "out": 8, "codes": 6,
@@ -115,6 +128,56 @@ def test_a_heat_map_points_where_the_words_codes_are_and_not_where_everything_is
     assert found[1] == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_sheet_shows_where_a_word_lies_in_pictures_and_sounds(
+    encoder: tuple[Path, CrossModalEncoder],
+    tmp_path: Path,
+    udr: Callable[..., Outcome],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Telling:
+        """Of pictures the third cell, and of sounds the second frame of four, lies on the word's code; more so in later
+        things."""
+
+        modalities, frozen, side = ("image", "text", "audio"), {}, 2
+
+        def code_probabilities(self, queries: list[Query], blank: bool = False) -> list[np.ndarray]:
+            found = []
+            for query in queries:
+                own = np.zeros((4, 3), np.float32)
+                own[:, 0] = 1
+                if query.media:
+                    share = (1 + int(query.id.rpartition("/")[2])) / 20
+                    own[2 if query.media[0].kind == "image" else 1] = (1 - share, share, 0)
+                found.append(own if query.media else np.array([[0.0, 1.0, 0.0]], np.float32))
+            return found
+
+    rows, sheets = things(12), []
+    monkeypatch.setattr(training.codes, "draw_captioned", lambda sheet, out, title: sheets.append(sheet))
+    assert draw_heat(cast(Any, Telling()), rows, "disc", tmp_path / "x.png", "en") == 8
+    (sheet,) = sheets
+    assert [line[0][1] for line in sheet] == [f"train/{i}" for i in range(11, 3, -1)]  # in which it lies most
+    for (picture, _), (heated, _), (sound, _), (heard, _) in sheet:
+        pale = (sound * 0.12 + 225 * 0.88).round()
+        np.testing.assert_array_equal(heard, np.where((np.arange(112) // 28 == 1)[None, None], sound, pale))
+        assert sound.std() > 10
+        there = np.zeros((112, 112), bool)
+        there[56:, :56] = True
+        np.testing.assert_array_equal(heated, np.where(there, picture, (picture * 0.12 + 225 * 0.88).round()))
+    monkeypatch.undo()
+    table, address = write_things(tmp_path / "t.parquet", 6, 6), f"artifact:{encoder[0]}"
+    words = ("codes", table, "--encoder", address, "--out", tmp_path / "c.html", "--language", "en")
+    told = udr(*words, "--word", "disc", "--heat", tmp_path / "heat.png")
+    assert f"{tmp_path / 'heat.png'}: 8 things" in told.out
+    assert "perplexity " in told.out
+    with Image.open(tmp_path / "heat.png") as drawn:
+        assert drawn.width >= 4 * 112
+    assert "give both or neither" in udr(*words, "--word", "disc").complaint
+    assert "give both or neither" in udr(*words, "--heat", tmp_path / "heat.png").complaint
+    assert "expected FILE.png" in udr(*words, "--word", "disc", "--heat", tmp_path / "heat.txt").complaint
+    silent = [replace(row, sounds=()) for row in rows]
+    assert 1 <= perplexity(encoder[1], silent, "en") <= 6
+
+
 def test_meanings_count_every_word_and_the_most_probable_cells(encoder: tuple[Path, CrossModalEncoder]) -> None:
     rows = things(9)
     meanings = code_meanings(encoder[1], rows, "en")
@@ -131,7 +194,10 @@ def test_meanings_count_every_word_and_the_most_probable_cells(encoder: tuple[Pa
 
 def test_the_report_stands_alone_and_what_captions_say_stays_text(encoder: tuple[Path, CrossModalEncoder]) -> None:
     rows = [replace(r, captions=(("en", '<script>alert("x")</script> disc'),)) for r in things(6)]
-    page = report_html(code_meanings(encoder[1], rows, "en"), rows, encoder[1].side, "Codes of <b>")
+    said = summary(3.25, 6, agreement(encoder[1], rows, "en"))
+    page = report_html(code_meanings(encoder[1], rows, "en"), rows, encoder[1].side, "Codes of <b>", said)
+    assert "perplexity 3.2 of 6 codes" in page
+    assert re.search(r"image = text: one likeliest code for [\d.]+ % of things", page)
     assert "<script" not in page
     assert "&lt;script&gt;" in page
     assert "Codes of &lt;b&gt;" in page
@@ -148,8 +214,11 @@ def test_commands_report_codes_and_recall(
     table, address = write_things(tmp_path / "t.parquet", 6, 6), f"artifact:{encoder[0]}"
     assert udr("codes", table, "--encoder", address, "--out", tmp_path / "c.json", "--language", "en").code == 0
     found = json.loads((tmp_path / "c.json").read_text())
-    assert len(found) == 6
-    assert {"code", "used", "words", "pictures"} <= found[0].keys()
+    assert len(found["codes"]) == 6
+    assert {"code", "used", "words", "pictures"} <= found["codes"][0].keys()
+    rows = read_captioned(table)
+    assert found["perplexity"] == pytest.approx(perplexity(encoder[1], rows, "en"))
+    assert found["agreement"] == agreement(encoder[1], rows, "en")
     assert udr("codes", table, "--encoder", address, "--out", tmp_path / "c.html").code == 0
     assert (tmp_path / "c.html").read_text().startswith("<!doctype html>")
     told = udr("probe", table, "--encoder", address, "--language", "en", "--json")
