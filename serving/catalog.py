@@ -47,6 +47,7 @@ HYBRID = "hybrid"  # BM25 and the pool's own retriever together
 _log = structlog.get_logger("udr.serving")
 _PAGE = 2000  # demonstrations that a new retriever is shown
 _REMEMBERED = 50_000  # demonstrations that need not be read from the database again: some 50 MB
+_LARGE = 64 << 20  # characters of media in a list of demonstrations: what comes after is another page's
 _LIGHT = 8192  # characters of media of a demonstration that may be remembered; pictures are read again
 _AT_ONCE = 256  # demonstrations encoded for one transaction
 Tell = Callable[[int, Sequence[str], int], None]
@@ -240,6 +241,8 @@ class Catalog:
     ) -> tuple[list[Demonstration], int]:
         """Demonstrations that meet the conditions in the order they came, and the row behind them; 0: no more.
 
+        There are fewer than `limit` where they are large, or no more.
+
         Args:
             pool: whose they are.
             after: the row that the page before gave; 0: from the first.
@@ -247,16 +250,18 @@ class Catalog:
             conditions: on the metadata.
         """
         found: list[Demonstration] = []
+        size = 0
         while True:
-            rows = self.store.page(pool.row.id, after, _PAGE if conditions else limit)
+            rows = self.store.page(pool.row.id, after, _PAGE if conditions else limit - len(found))
             codebook = Codebook()
             columns = codebook.encode([s.demonstration.metadata for s in rows])
             for stored, admitted in zip(rows, codebook.admitted(conditions, columns, len(rows)), strict=True):
                 if admitted:
                     found.append(stored.demonstration)
-                    if len(found) == limit:
+                    size += _of_media(stored.demonstration)
+                    if len(found) == limit or size > _LARGE:
                         return found, stored.row
-            if not rows or not conditions:
+            if not rows:
                 return found, 0
             after = rows[-1].row
 
@@ -372,7 +377,7 @@ class Catalog:
             found |= fresh
             if len(self._remembered) > _REMEMBERED:
                 self._remembered.clear()
-            self._remembered |= {row: s for row, s in fresh.items() if _is_light(s)}
+            self._remembered |= {row: s for row, s in fresh.items() if _of_media(s.demonstration) <= _LIGHT}
         return found
 
     def _hits(
@@ -420,7 +425,7 @@ class Catalog:
             ArtifactError: its files are damaged.
             DataError: a demonstration cannot be encoded by it (names it and says why).
         """
-        sample = [s.demonstration for s in self.store.page(pool.row.id, 0, _PAGE)]
+        sample = [s.demonstration for s in self.store.texts(pool.row.id, 0, _PAGE)]
         encoder, weights = self.retrievers.open(retriever, pool.spec, sample)
         row = self.store.open_encoding(pool.row.id, retriever, encoder.fingerprint, encoder.dim, weights)
         encoding = self._dense.get(row.id) or self._opened(row, encoder)
@@ -498,11 +503,11 @@ class Catalog:
     def _remember(self, pool_id: int) -> None:
         """Read a pool's demonstrations before they are asked for, as far as there is room for all pools'."""
         while len(self._remembered) < _REMEMBERED // 2:
-            rows = self.store.page(pool_id, self._read_to.get(pool_id, 0), _PAGE)
-            if not rows:
+            rows, behind = self.store.light(pool_id, self._read_to.get(pool_id, 0), _PAGE, _LIGHT)
+            if not behind:
                 break
-            self._remembered |= {stored.row: stored for stored in rows if _is_light(stored)}
-            self._read_to[pool_id] = rows[-1].row
+            self._remembered |= {stored.row: stored for stored in rows}
+            self._read_to[pool_id] = behind
 
     def _fill(self, pool: Pool, encoding: Encoding, tell: Tell | None) -> dict[int, str]:
         """Encode what has no vector under an encoding yet; give the rows that cannot be encoded, and why."""
@@ -555,5 +560,6 @@ def _why(encoding: Encoding, stored: Stored, error: Exception) -> str:
     return f"{what} ({' '.join(reason.split())})"
 
 
-def _is_light(stored: Stored) -> bool:
-    return sum(len(m.uri) for m in stored.demonstration.media) <= _LIGHT
+def _of_media(demonstration: Demonstration) -> int:
+    """Characters of what it shows and plays."""
+    return sum(len(m.uri) for m in demonstration.media)

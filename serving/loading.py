@@ -18,8 +18,8 @@ __all__ = ["FORMATS", "Batch", "Format", "batches", "check_demonstration", "chec
 Format = Literal["ndjson", "parquet"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 _ROWS = 1000  # of a batch: one transaction
-_BYTES = 4 << 20  # of a batch's lines
-_LINE = 16 << 20  # bytes of one line
+_BYTES = 4 << 20  # of a batch's lines, and of rows that are unpacked together
+_LINE = 16 << 20  # bytes of one line or row
 _GROUP = 1 << 30  # bytes of a Parquet row group when it is unpacked
 
 
@@ -63,7 +63,7 @@ def batches(file: IO[bytes], form: Format, position: int, line: int, spec: TaskS
                 batch, size, behind = Batch([], {}, [], batch.position, batch.line), 0, batch.position
             batch.demonstrations.append(found)
             batch.lines[found.id] = line
-            size += len(found.input) + len(found.output)
+            size += sum(map(len, _texts(found))) + sum(len(m.uri) for m in found.media)
         batch = batch._replace(position=after, line=line)
         if len(batch.demonstrations) + len(batch.refused) >= _ROWS or size >= _BYTES:
             yield batch
@@ -88,16 +88,49 @@ def _parquet(file: IO[bytes], position: int) -> Iterator[tuple[dict[str, Any], i
 
     table, number = _open_parquet(file), 0
     try:
-        for records in table.iter_batches(batch_size=_ROWS):
-            if number + len(records) <= position:
-                number += len(records)
+        for i in range(table.num_row_groups):
+            group = table.metadata.row_group(i)
+            if number + group.num_rows <= position:
+                number += group.num_rows
                 continue
-            for row in records.to_pylist():
-                number += 1
-                if number > position:
-                    yield {key: value for key, value in row.items() if value is not None}, number
+            some = max(1, min(_ROWS, _BYTES * group.num_rows // max(1, group.total_byte_size)))
+            for records in table.iter_batches(batch_size=some, row_groups=[i]):
+                for part in _parts(records):
+                    if len(part) == 1 and (size := _unpacked(part.to_struct_array())) > _LINE:
+                        raise DataError(f"row {number + 1}: {size} bytes; a row has at most {_LINE}")
+                    for row in part.to_pylist():
+                        number += 1
+                        if number > position:
+                            yield {key: value for key, value in row.items() if value is not None}, number
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"not a Parquet file that can be read: {str(error).splitlines()[0]}") from None
+
+
+def _parts(records: Any) -> Iterator[Any]:
+    """The rows of a record batch in parts of few bytes, or of one row."""
+    if len(records) == 1 or _unpacked(records.to_struct_array()) <= _BYTES:
+        yield records
+        return
+    half = len(records) // 2
+    for part in (records.slice(0, half), records.slice(half)):
+        yield from _parts(part)
+
+
+def _unpacked(array: Any) -> int:
+    """Bytes of an Arrow array once each row has a value of its own: a dictionary holds one for all rows."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_dictionary(array.type):
+        lengths = pc.binary_length(array.dictionary)
+        return int(pc.sum(lengths.take(array.indices)).as_py() or 0)
+    if pa.types.is_map(array.type):
+        first, last = array.offsets[0].as_py(), array.offsets[-1].as_py()
+        return _unpacked(array.values.slice(first, last - first))
+    if pa.types.is_nested(array.type):
+        inner = array.flatten()
+        return sum(map(_unpacked, inner)) if isinstance(inner, list) else _unpacked(inner)
+    return int(array.nbytes)
 
 
 def _open_parquet(file: IO[bytes]) -> Any:
@@ -107,6 +140,10 @@ def _open_parquet(file: IO[bytes]) -> Any:
     file.seek(0)
     try:
         table = pq.ParquetFile(file)
+        columns = [table.schema.column(i) for i in range(len(table.schema))]
+        # a text that many rows share is kept once, as in the file, and not as often as it is named
+        texts = [c.path for c in columns if c.physical_type == "BYTE_ARRAY" and c.converted_type in ("UTF8", "NONE")]
+        table = pq.ParquetFile(file, metadata=table.metadata, read_dictionary=texts)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"not a Parquet file that can be read: {str(error).splitlines()[0]}") from None
     groups = (table.metadata.row_group(i).total_byte_size for i in range(table.num_row_groups))
@@ -146,8 +183,13 @@ def _plain(row: dict[str, Any]) -> dict[str, Any]:
 
 def check_demonstration(d: Demonstration, where: str, limit: int) -> None:
     """Refuse texts that are too long."""
-    for text in (d.id, d.input, d.output, *d.choices, *d.references, *d.metadata, *d.metadata.values()):
+    for text in _texts(d):
         check_text(text, where, limit)
+
+
+def _texts(d: Demonstration) -> Iterator[str]:
+    """All that a demonstration says; what it shows and plays has limits of its own."""
+    yield from (d.id, d.input, d.output, *d.choices, *d.references, *d.metadata, *d.metadata.values())
 
 
 def check_text(text: str, where: str, limit: int) -> None:

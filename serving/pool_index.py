@@ -131,7 +131,7 @@ class Lexical:
     def __init__(self, store: Store, pool_id: int, seq: int) -> None:
         self.seq = seq
         rows: list[Stored] = []
-        while page := store.page(pool_id, rows[-1].row if rows else 0, _PAGE):
+        while page := store.texts(pool_id, rows[-1].row if rows else 0, _PAGE):
             rows += page
         self._rows = np.array([s.row for s in rows], dtype=np.int64)
         self._codebook = Codebook()

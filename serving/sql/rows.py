@@ -27,6 +27,7 @@ __all__ = [
     "lock",
     "portions",
     "stored",
+    "with_details",
 ]
 
 T = TypeVar("T")
@@ -165,9 +166,16 @@ def hash_of(d: Demonstration) -> str:
     return Demonstration("", d.content_hash, repr((d.references, sorted(d.metadata.items())))).content_hash
 
 
+def with_details(details: sa.ColumnElement[Any] | None) -> list[sa.ColumnElement[Any]]:
+    """The columns of `demonstration` with other choices, references and media, which may be large; None: without."""
+    other = sa.null() if details is None else details
+    return [other.label(c.name) if c is demonstration.c.details else c for c in demonstration.c]
+
+
 def stored(row: Sequence[Any]) -> Stored:
     """A row of `demonstration` as one."""
     number, _, key, _, _, query_hash, question, output, details, metadata = row
+    details = details or {}
     own = Demonstration(
         key,
         question,

@@ -8,7 +8,7 @@ import numpy as np
 import sqlalchemy as sa
 
 from serving.sql.database import Database
-from serving.sql.rows import Stored, stored
+from serving.sql.rows import Stored, stored, with_details
 from serving.sql.tables import demonstration, embedding
 from udr.types import FloatArray
 
@@ -25,15 +25,15 @@ class Encoded(NamedTuple):
 
 
 def sample(database: Database, pool_id: int, limit: int) -> list[Stored]:
-    """At most `limit` demonstrations, spread over the whole pool, in the order they came."""
+    """At most `limit` demonstrations, without their details, spread over the whole pool, in the order they came."""
     with database.read(fresh=True) as c:
-        return [stored(r) for r in c.execute(_among(sa.select(demonstration), pool_id, limit))]
+        return [stored(r) for r in c.execute(_among(sa.select(*with_details(None)), pool_id, limit))]
 
 
 def sample_encoded(database: Database, pool_id: int, encoding_id: int, limit: int) -> Encoded:
     """The same with their vectors; those that have none yet are left out."""
     joined = embedding.join(demonstration, demonstration.c.id == embedding.c.demonstration_id)
-    query = sa.select(*demonstration.c, embedding.c.data).select_from(joined)
+    query = sa.select(*with_details(None), embedding.c.data).select_from(joined)
     with database.read(fresh=True) as c:
         own = query.where(embedding.c.encoding_id == encoding_id)
         rows = c.execute(_among(own, pool_id, limit)).all()

@@ -27,6 +27,7 @@ from serving.sql.rows import (
     lock,
     portions,
     stored,
+    with_details,
 )
 from serving.sql.tables import demonstration, embedding, encoding, pool, saved_index, tombstone
 from udr.errors import ConflictError, NotFoundError, QuotaExceeded, UDRError
@@ -35,6 +36,8 @@ from udr.types import Demonstration, FloatArray
 __all__ = ["Clash", "First", "RetrieverChanged", "Store"]
 
 _TAKEN = "stands for another demonstration"
+_MEDIA = 64 << 20  # characters of media that are read at once
+_BUFFERED = 20  # rows that PostgreSQL sends at once where they may be large
 _CHANGES = 1 << 16  # rows that an index takes in at once
 
 # asked for by every request, so made once
@@ -245,11 +248,26 @@ class Store:
         return stored(row)
 
     def page(self, pool_id: int, after: int = 0, limit: int = 1000) -> list[Stored]:
-        """Demonstrations in the order they came, from the row after `after`."""
-        own = (demonstration.c.pool_id == pool_id) & (demonstration.c.id > after)
+        """Demonstrations in the order they came, from the row after `after`; fewer where they are large."""
         with self._read() as c:
-            rows = c.execute(sa.select(demonstration).where(own).order_by(demonstration.c.id).limit(limit)).all()
-        return [stored(r) for r in rows]
+            return _first(c, _in_order(sa.select(demonstration), pool_id, after, limit))
+
+    def texts(self, pool_id: int, after: int = 0, limit: int = 1000) -> list[Stored]:
+        """The same without choices, references and media."""
+        with self._read() as c:
+            return [stored(r) for r in c.execute(_in_order(sa.select(*with_details(None)), pool_id, after, limit))]
+
+    def light(self, pool_id: int, after: int, limit: int, heaviest: int) -> tuple[list[Stored], int]:
+        """Those of the next `limit` demonstrations that have no more than so many characters of choices and media.
+
+        Also gives the row behind all of them; 0: there are no more.
+        """
+        details = sa.case(
+            (sa.func.length(sa.cast(demonstration.c.details, sa.Text)) <= heaviest, demonstration.c.details)
+        )
+        with self._read() as c:
+            rows = c.execute(_in_order(sa.select(*with_details(details)), pool_id, after, limit)).all()
+        return [stored(r) for r in rows if r.details is not None], rows[-1].id if rows else 0
 
     # -- encodings
 
@@ -286,13 +304,14 @@ class Store:
             return [EncodingRow(*row) for row in c.execute(query)]
 
     def unencoded(self, pool_id: int, encoding_id: int, after: int, limit: int) -> list[Stored]:
-        """Demonstrations that have no vector under an encoding yet, in order of their rows from the one after."""
+        """Demonstrations that have no vector under an encoding yet, in order of their rows from the one after.
+
+        There are fewer than `limit` where they are large, or no more.
+        """
         own = (embedding.c.encoding_id == encoding_id) & (embedding.c.demonstration_id == demonstration.c.id)
-        query = sa.select(demonstration).where(
-            demonstration.c.pool_id == pool_id, demonstration.c.id > after, ~sa.exists().where(own)
-        )
+        query = _in_order(sa.select(demonstration).where(~sa.exists().where(own)), pool_id, after, limit)
         with self._read(fresh=True) as c:
-            return [stored(r) for r in c.execute(query.order_by(demonstration.c.id).limit(limit))]
+            return _first(c, query)
 
     def add_vectors(self, pool_id: int, encoding_id: int, rows: Sequence[int], vectors: FloatArray) -> None:
         """Store vectors (m, d) of demonstrations that are there still and have none under this encoding.
@@ -406,6 +425,23 @@ class Store:
         """Forget a save that another one has taken the place of."""
         with self._write() as c:
             c.execute(sa.delete(saved_index).where(saved_index.c.token == token))
+
+
+def _in_order(query: sa.Select[Any], pool_id: int, after: int, limit: int) -> sa.Select[Any]:
+    own = (demonstration.c.pool_id == pool_id) & (demonstration.c.id > after)
+    return query.where(own).order_by(demonstration.c.id).limit(limit)
+
+
+def _first(c: sa.Connection, query: sa.Select[Any]) -> list[Stored]:
+    """Demonstrations until they hold more than _MEDIA; what comes after is not read from the database."""
+    found, size = [], 0
+    with c.execute(query.execution_options(stream_results=True, max_row_buffer=_BUFFERED)) as rows:
+        for row in rows:
+            found.append(stored(row))
+            size += sum(len(m.uri) for m in found[-1].demonstration.media)
+            if size > _MEDIA:
+                break
+    return found
 
 
 def _encodings(c: sa.Connection, pool_id: int) -> set[int]:

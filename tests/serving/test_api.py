@@ -231,6 +231,24 @@ def test_a_setting_out_of_range_is_named() -> None:
         parse_settings({"port": 70_000})
 
 
+def test_a_list_of_large_demonstrations_comes_in_more_pages(
+    client: TestClient, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    media = [{"kind": "image", "uri": "http://here/" + "a" * 500}]
+    large = [{"id": f"m{i}", "input": f"picture {i}", "output": "billing", "media": media} for i in range(7)]
+    assert client.post("/v1/pools/tickets/demonstrations", json={"demonstrations": large}).status_code == 201
+    monkeypatch.setattr("serving.catalog._LARGE", 1000)
+    monkeypatch.setattr("serving.sql.store._MEDIA", 700)
+    for where in ("", '{"lang": {"ne": "de"}}'):
+        found, asked = [], {"where": where, "cursor": ""}
+        while asked["cursor"] is not None:
+            page = client.get("/v1/pools/tickets/demonstrations", params=asked).json()
+            assert sum(len(d.get("media", ())) for d in page["demonstrations"]) <= 2
+            found += [d["id"] for d in page["demonstrations"]]
+            asked["cursor"] = page["next"]
+        assert found == [t["id"] for t in [*TICKETS, *large] if not where or t["id"] != "t4"]
+
+
 def test_words_and_vectors_together(client: TestClient, pool: str) -> None:
     """Reciprocal rank fusion against plain arithmetic over the two lists."""
     query = "the printer does not print the invoice"

@@ -19,9 +19,13 @@ from serving.settings import Settings
 from serving.sql.jobs import JobLost, Jobs, LineError, Step
 from serving.sql.store import Store
 from tests.serving.tools import finished, refused
+from udr.errors import DataError
+from udr.tasks.spec import TaskSpec
 from udr.types import Demonstration
 
 NDJSON, PARQUET = {"content-type": "application/x-ndjson"}, {"content-type": "application/vnd.apache.parquet"}
+
+SPEC = TaskSpec(name="p", family="custom", kind="generation", metric="rouge_l")
 
 
 @pytest.fixture
@@ -94,6 +98,56 @@ def test_a_job_counts_what_was_not_read_to_its_end(
     monkeypatch.setattr(PoolEncoder, "tokens_cut", lambda _, texts: [5 * (t.input == "text 1") for t in texts])
     job = finished(client, client.post(place, content=lines(rows(3)), headers=NDJSON))
     assert (job["encoded"], job["cut"]) == (3, 1)
+
+
+def as_file(table: pa.Table, **how: Any) -> io.BytesIO:
+    file = io.BytesIO()
+    pq.write_table(table, file, **how)
+    return file
+
+
+def test_parquet_rows_read_the_same_whatever_their_columns_are() -> None:
+    """By Arrow alone, and in parts that keep shared texts once."""
+    n = 700
+    table = pa.table(
+        {
+            "input": pa.array([f"text {i % 7}" * 3000 for i in range(n)], pa.large_string()),
+            "category": pa.array([None if i % 5 == 0 else "xy"[i % 2] for i in range(n)]).dictionary_encode(),
+            "number": pa.array([i % 3 for i in range(n)]).dictionary_encode(),
+            "raw": pa.array([None if i % 4 == 0 else b"%d" % i for i in range(n)]),
+            "media": [[{"kind": "image", "uri": "u" * 9000}] * (i % 3) if i % 4 else None for i in range(n)],
+            "metadata": pa.array(
+                [[("k", "v" * (i % 9))] * (i % 2) for i in range(n)], pa.map_(pa.string(), pa.string())
+            ),
+            "pair": pa.array([["a", str(i)] for i in range(n)], pa.list_(pa.string(), 2)),
+            "struct": [{"a": "x", "b": i} if i % 6 else None for i in range(n)],
+        }
+    )
+    plain = [{k: v for k, v in row.items() if v is not None} for row in table.to_pylist()]
+    for groups in (n, 100):
+        found = list(serving.loading._parquet(as_file(table, row_group_size=groups), 150))
+        assert found == [(row, i) for i, row in enumerate(plain, 1) if i > 150]
+
+
+def test_a_batch_of_a_load_is_bounded_in_bytes_too() -> None:
+    """Of media, and of a text that a file holds once and its rows name often."""
+    uri, n = "data:image/png;base64," + "A" * 1_000_000, 40
+    own = [{"id": str(i), "input": "a", "output": "y", "media": [{"kind": "image", "uri": uri}]} for i in range(n)]
+    file = as_file(pa.Table.from_pylist(own))
+    assert len(file.getvalue()) < 1_000_000
+    for form, payload in (("parquet", file), ("ndjson", io.BytesIO(lines(own)))):
+        read = list(serving.loading.batches(payload, form, 0, 0, SPEC, 1000))
+        assert sum(len(batch.demonstrations) for batch in read) == n
+        assert max(len(batch.demonstrations) for batch in read) <= 5
+    records = next(pq.ParquetFile(file, read_dictionary=["input"]).iter_batches())
+    assert max(map(len, serving.loading._parts(records))) <= 4
+
+
+def test_a_row_that_unpacks_to_much_is_refused() -> None:
+    many = [{"input": "a", "output": "y", "media": [{"kind": "image", "uri": "u" * 1_000_000}] * 100}]
+    file = as_file(pa.Table.from_pylist([{"input": "a", "output": "y", "media": []}, *many]))
+    with pytest.raises(DataError, match="row 2: 100000"):
+        list(serving.loading.batches(file, "parquet", 0, 0, SPEC, 1000))
 
 
 def test_one_key_loads_one_payload_once(client: TestClient, place: str) -> None:

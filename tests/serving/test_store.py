@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,14 @@ from alembic.migration import MigrationContext
 from sqlalchemy.exc import StatementError
 
 import serving.sql.database
+import serving.sql.store
 from serving.sql.database import open_database
+from serving.sql.rows import Stored
 from serving.sql.store import Store
 from serving.sql.tables import metadata
 from udr.errors import ConflictError, NotFoundError, StoreUnavailable
 from udr.live_index import LiveIndex
-from udr.types import Demonstration, FloatArray
+from udr.types import Demonstration, FloatArray, Media
 
 DIM = 4
 
@@ -126,6 +129,24 @@ def test_an_encoding_becomes_active_only_when_nothing_is_missing(store: Store) -
     assert store.activate(p.id, encoding)
     assert store.pool("a").active == encoding
     assert store.changes(p.id, encoding, DIM, 0).rows == rows[1:]
+
+
+def test_media_are_read_where_they_are_wanted_and_some_at_a_time(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    p = store.create_pool("a", {}).id
+    own = [Demonstration(str(i), f"t{i}", "y", media=(Media("image", "u" * (i % 2) * 500),)) for i in range(9)]
+    store.write(p, own, {})
+    monkeypatch.setattr(serving.sql.store, "_MEDIA", 900)
+    for read in (store.page, lambda p, after=0: store.unencoded(p, 1, after, 1000)):
+        found: list[Stored] = []
+        while page := read(p, found[-1].row if found else 0):
+            assert len(page) <= 4
+            found += page
+        assert [s.demonstration for s in found] == own
+    assert [s.demonstration for s in store.texts(p)] == [dataclasses.replace(d, media=()) for d in own]
+    light, behind = store.light(p, 0, 8, 100)
+    assert [s.demonstration for s in light] == own[:8:2]
+    assert store.light(p, behind, 8, 100)[0][0].demonstration == own[8]
+    assert store.light(p, behind + 1, 8, 100) == ([], 0)
 
 
 def test_a_row_number_is_never_used_again(store: Store) -> None:
