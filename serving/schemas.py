@@ -207,15 +207,22 @@ class ChoiceBody(Body):
     selection: Literal[tuple(SELECTIONS)] = "top_k"  # type: ignore[valid-type]
     considered: int = Field(100, ge=1, le=1000, description="Nearest ones that other selections choose among.")
     without_copies: bool = Field(False, description="Leave out demonstrations whose input is the query's.")
+    order: Literal[tuple(ORDERS)] = Field(  # type: ignore[valid-type]
+        "descending", description="In which the chosen ones are given; descending: the best first."
+    )
+    tokenizer: str = Field(
+        "bytes", description="Whose tokens the budget and `explain` count; bytes: no more tokens than that."
+    )
 
 
 class FittedBody(ChoiceBody):
     """How demonstrations are chosen, and how much of them fits the prompt."""
 
-    tokenizer: str = Field("bytes", description="Whose tokens the budget counts; bytes: no more tokens than that.")
     budget: int = Field(2048, ge=1, le=LARGEST, description="Tokens of the prompt and of `reserve`.")
     reserve: int = Field(0, ge=0, le=LARGEST, description="Tokens kept for the answer.")
-    order: Literal[tuple(ORDERS)] = "ascending"  # type: ignore[valid-type]
+    order: Literal[tuple(ORDERS)] = Field(  # type: ignore[valid-type]
+        "ascending", description="In which they stand in the prompt; ascending: the best next to the query."
+    )
 
 
 class RetrieveBody(ChoiceBody):
@@ -232,7 +239,7 @@ class RetrieveBody(ChoiceBody):
         ]
 
 
-class PromptBody(RetrieveBody, FittedBody):
+class PromptBody(FittedBody, RetrieveBody):
     """What to retrieve, and how much of it fits the prompt."""
 
 
@@ -335,7 +342,7 @@ class RetrievedAnswer(DemonstrationBody):
 
     similarity: float
     rank: int
-    tokens: int | None = Field(None, description="Of it alone, where `explain` asks.")
+    tokens: int | None = Field(None, description="Of it alone by the `tokenizer`, where `explain` asks.")
 
 
 class _ResultAnswer(BaseModel):
@@ -374,7 +381,7 @@ class _Answer(BaseModel):
 
 
 class RetrieveAnswer(_Answer):
-    """The demonstrations of each query, best first."""
+    """The demonstrations of each query, in the order asked for."""
 
     results: list[_ResultAnswer]
 

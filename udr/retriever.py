@@ -37,6 +37,7 @@ __all__ = [
     "Ranker",
     "Retrieved",
     "Retriever",
+    "arranged",
     "arranged_prompt",
     "build_dense_ranker",
     "build_input_ranker",
@@ -197,6 +198,16 @@ class Retriever:
         )
 
 
+def arranged(query: Query, best_first: Sequence[Demonstration], arrange: str, seed: int = 0) -> list[int]:
+    """Places of a query's demonstrations, given best first, in another order.
+
+    Raises:
+        UnknownNameError: no such order.
+    """
+    order_seed = int(seeded("order", seed, query.id).integers(2**31))  # each query has a random order of its own
+    return order(list(range(len(best_first))), [d.output for d in best_first], arrange, order_seed)
+
+
 def arranged_prompt(
     spec: TaskSpec,
     query: Query,
@@ -223,10 +234,8 @@ def arranged_prompt(
     if arrange == "ascending":
         return prompt
     best_first = list(prompt.demonstrations[::-1])
-    order_seed = int(seeded("order", seed, query.id).integers(2**31))  # each query has a random order of its own
     while True:  # the query alone fits
-        labels = [d.output for d in best_first]
-        positions = order(list(range(len(labels))), labels, arrange, order_seed)
+        positions = arranged(query, best_first, arrange, seed)
         try:
             return rearrange(spec, query, prompt, [best_first[p] for p in positions], tokenizer, reserve)
         except PromptTooLong as error:

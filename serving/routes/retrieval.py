@@ -21,8 +21,8 @@ from serving.schemas import (
     retrieved_json,
 )
 from udr.prompt import as_messages, render_demonstration
-from udr.retriever import SPARES
-from udr.types import Prompt
+from udr.retriever import SPARES, arranged
+from udr.types import Demonstration, Prompt
 
 __all__ = ["router"]
 
@@ -31,10 +31,14 @@ router = APIRouter(prefix="/v1", tags=["retrieval"])
 
 @router.post("/retrieve", response_model=RetrieveAnswer)
 async def retrieve_demonstrations(body: RetrieveBody, parts: Service, caller: By) -> Response:
-    """The demonstrations of one pool that suit each query, best first."""
+    """The demonstrations of one pool that suit each query, in the order asked for."""
 
     def finish(made: Retrieval) -> Response:
-        results = [{"demonstrations": [retrieved_json(f) for f in a.found]} for a in made.answers]
+        results = []
+        for query, (found, _) in zip(made.queries, made.answers, strict=True):
+            own = [found[i] for i in arranged(query, [f.demonstration for f in found], body.order)]
+            result: dict[str, Any] = {"demonstrations": [retrieved_json(f) for f in own]}
+            results.append(_explained(body, parts, made, result, [f.demonstration for f in own]))
         return _answer(made, results, body.explain)
 
     return await retrieve(body, parts, caller, body.k, finish)
@@ -63,15 +67,22 @@ def _with_spares(answer: Answer, prompt: Prompt) -> Answer:
 
 
 def _prompts(body: PromptBody, parts: Parts, made: Retrieval, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
-    spec, results = made.pool.spec, []
+    results = []
     for query, (found, _), prompt in zip(made.queries, made.answers, prompts, strict=True):
-        result = prompt_json(prompt, as_messages(spec, prompt.demonstrations, query), found)
-        if body.explain:
-            tokenizer = parts.tokenizers.get(body.tokenizer)
-            for shown, d in zip(result["demonstrations"], prompt.demonstrations, strict=True):
-                shown["tokens"] = len(tokenizer.encode(render_demonstration(spec, d)))
-        results.append(result)
+        messages = as_messages(made.pool.spec, prompt.demonstrations, query)
+        results.append(_explained(body, parts, made, prompt_json(prompt, messages, found), prompt.demonstrations))
     return results
+
+
+def _explained(
+    body: RetrieveBody, parts: Parts, made: Retrieval, result: dict[str, Any], demonstrations: Sequence[Demonstration]
+) -> dict[str, Any]:
+    """A result with the tokens of each of its demonstrations, where that is asked for."""
+    if body.explain:
+        tokenizer = parts.tokenizers.get(body.tokenizer)
+        for shown, d in zip(result["demonstrations"], demonstrations, strict=True):
+            shown["tokens"] = len(tokenizer.encode(render_demonstration(made.pool.spec, d)))
+    return result
 
 
 def _answer(made: Retrieval, results: list[dict[str, Any]], explain: bool) -> Response:

@@ -99,6 +99,23 @@ def test_selections_thresholds_and_copies(client: TestClient, pool: str) -> None
     assert retrieve(client, "zzz", k=5, threshold=0.99) == []
 
 
+def test_retrieval_takes_an_order_and_explains_with_tokens(client: TestClient, pool: str) -> None:
+    best_first = retrieve(client, "printer on fire", k=4)
+    assert retrieve(client, "printer on fire", k=4, order="descending") == best_first
+    assert retrieve(client, "printer on fire", k=4, order="ascending") == best_first[::-1]
+    asked = {"pool": pool, "queries": ["printer on fire"], "k": 4, "explain": True}
+    for order in ("random", "interleaved"):
+        (found,) = client.post("/v1/retrieve", json={**asked, "order": order}).json()["results"]
+        (made,) = client.post("/v1/prompt", json={**asked, "order": order}).json()["results"]
+        assert found["demonstrations"] == made["demonstrations"]
+        assert [d["tokens"] for d in found["demonstrations"]] == [
+            len(f"{d['input']}\t{LABELS[d['output']]}") for d in found["demonstrations"]
+        ]
+    refused(client.post("/v1/retrieve", json={**asked, "order": "up"}), 422, "order")
+    refused(client.post("/v1/retrieve", json={**asked, "tokenizer": "byte"}), 422, "bytes")
+    refused(client.post("/v1/retrieve", json={**asked, "budget": 9}), 422, "budget")
+
+
 def test_a_query_is_answered_alike_alone_and_among_others(client: TestClient, pool: str) -> None:
     queries = [t["input"] for t in TICKETS] * 7
     many = client.post("/v1/retrieve", json={"pool": pool, "queries": queries, "k": 3}).json()["results"]
