@@ -96,38 +96,43 @@ class PoolEncoder:
 
 
 class Retrievers:
-    """Encoders by name: `dense`, and one for each retriever folder; each is loaded when it is first asked for.
+    """Encoders by name: `dense`, and those that the service was given; each is loaded when it is first asked for.
 
     A folder may be written anew while it is in use: whoever opens its retriever for new vectors gets what the folder
     holds now, and whoever goes on with old ones the encoder that made them.
 
     Args:
         dense: makes the sentence encoder; None where the service has none (BM25 alone).
-        folders: trained retrievers by name, as `udr index` writes them.
+        places: by name a trained retriever's folder, as `udr index` writes it, or an encoder's address
+            (`embed.registry`).
         precision: of queries; auto: int8 where the CPU has a unit for it.
     """
 
     def __init__(
         self,
         dense: Callable[[], Encoder] | None,
-        folders: Mapping[str, Path],
+        places: Mapping[str, str],
         *,
         precision: Precision = "auto",
     ) -> None:
         self._makers: dict[str, Callable[[], Encoder]] = {DENSE: dense} if dense else {}
-        self._places: dict[str, Path] = {}  # of what a folder's maker reads
-        for name, folder in folders.items():
-            if not (folder / "encoder" / "encoder.json").is_file():
-                raise ArtifactError(f"retriever {name!r}: {folder}: not a retriever folder (no encoder/)")
-            made = _makers_of(name, folder / "encoder")
+        self._files: dict[str, Path] = {}  # that a folder's maker reads
+        self._trained: dict[str, Path] = {}  # on tasks; others read a demonstration's input, whatever the task
+        for name, place in places.items():
+            made: dict[str, Callable[[], Encoder]]
+            if place.partition(":")[0] in KINDS:
+                made = {name: partial(open_encoder, place)}
+            else:
+                folder = Path(place)
+                if not (folder / "encoder" / "encoder.json").is_file():
+                    raise ArtifactError(f"retriever {name!r}: {folder}: not a retriever folder (no encoder/)")
+                made = _makers_of(name, folder / "encoder")
+                self._files |= dict.fromkeys(made, folder / "encoder")
+                if "kind" not in read_json(folder / "encoder" / "encoder.json"):
+                    self._trained[name] = folder
             if twice := made.keys() & self._makers.keys():
                 raise ConfigError(f"retriever {name!r}: there is a {', '.join(sorted(twice))} already; rename one")
             self._makers |= made
-            self._places |= dict.fromkeys(made, folder / "encoder")
-        self._folders = dict(folders)
-        # those of pictures read a demonstration's picture, whatever the task
-        of_pictures = {n: f for n, f in folders.items() if "kind" in read_json(f / "encoder" / "encoder.json")}
-        self._of_pictures = {made for n, f in of_pictures.items() for made in _makers_of(n, f / "encoder")}
         self._precision = precision
         self._loaded: dict[str, list[_Loaded]] = {}  # the newest first
         self._loading = threading.Lock()
@@ -171,8 +176,8 @@ class Retrievers:
                 if found[0].fingerprint == fingerprint:
                     return found
         else:
-            alone = name in self._folders and (self._folders[name] / "tasks" / spec.name).is_dir()
-        own = self._load(name, self._makers[name], self._places.get(name))
+            alone = name in self._trained and (self._trained[name] / "tasks" / spec.name).is_dir()
+        own = self._load(name, self._makers[name], self._files.get(name))
         return self._of_pool(own, name, spec, sample, weights, alone=alone, anew=True)
 
     def _of_pool(
@@ -187,10 +192,8 @@ class Retrievers:
         anew: bool,
     ) -> tuple[PoolEncoder, list[float] | None]:
         """As `open`, of one that is loaded; `alone`: it knows the task; `anew`: the other files are looked at again."""
-        if name == DENSE:
+        if name not in self._trained:
             return PoolEncoder(trained.encoder, spec, inputs_only=True, quick=trained.quick), None
-        if name in self._of_pictures:
-            return PoolEncoder(trained.encoder, spec, inputs_only=True), None
         if alone:
             return PoolEncoder(trained.encoder, spec, quick=trained.quick), None
         untrained = self._untrained(name, anew=anew)
@@ -217,11 +220,11 @@ class Retrievers:
         if name not in self._makers:
             raise UnknownNameError("retriever", name, self._makers)
         held = self._loaded.get(name)
-        own = held[0] if held else self._load(name, self._makers[name], self._places.get(name))
+        own = held[0] if held else self._load(name, self._makers[name], self._files.get(name))
         return PoolEncoder(own.encoder, _PLAIN, inputs_only=True, quick=own.quick)
 
     def _untrained(self, name: str, *, anew: bool) -> _Loaded:
-        place = self._folders[name] / "untrained"
+        place = self._trained[name] / "untrained"
         held = self._loaded.get(f"{name}/untrained")
         return held[0] if held and not anew else self._load(f"{name}/untrained", partial(_load_folder, place), place)
 

@@ -30,9 +30,14 @@ class Settings(BaseSettings):
     cache: str = Field("", description="Folder for large indexes; empty: beside an SQLite file, else none.")
     encoder: str = Field(
         "auto",
-        description="Sentence encoder: folder, hub name, fake; auto: the packaged MiniLM; none: BM25 alone.",
+        description="Sentence encoder: folder, hub name, address (st:NAME of sentence-transformers, hf:NAME of a "
+        "vision model, artifact:FOLDER of ours), fake; auto: the packaged MiniLM; none: BM25 alone.",
     )
-    retrievers: dict[str, Path] = Field({}, description='Trained retriever folders by name, as JSON: {"mine": "…"}.')
+    retrievers: dict[str, str] = Field(
+        {},
+        description="Retrievers by name, as JSON: folders of trained ones, or encoders by address as above, which read "
+        'inputs alone: {"mine": "FOLDER", "clip": "st:clip-ViT-B-32"}.',
+    )
     labeller: str = Field(
         "",
         description="Folder of a labeller (`udr pretrain`, method labels) that tags what comes in, beside the tags "

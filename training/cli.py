@@ -302,7 +302,9 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port (8000).")] = None,
     database: Annotated[str | None, typer.Option(help="sqlite:///FILE or postgresql+psycopg://…")] = None,
     encoder: Annotated[str | None, typer.Option(help="Sentence encoder: folder, hub name, auto or none.")] = None,
-    retriever: Annotated[list[str] | None, typer.Option(help="NAME=FOLDER of a trained retriever; repeat.")] = None,
+    retriever: Annotated[
+        list[str] | None, typer.Option(help="NAME=FOLDER of a trained retriever, or NAME=st:… of an encoder; repeat.")
+    ] = None,
     tokenizer: Annotated[list[str] | None, typer.Option(help="NAME=FOLDER of an LM's tokenizer; repeat.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes (1).")] = None,
     upstream: Annotated[

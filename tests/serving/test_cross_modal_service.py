@@ -64,7 +64,7 @@ def upstream() -> Iterator[ChatServer]:
 @pytest.fixture
 def client(tmp_path: Path, encoder: Path, upstream: ChatServer) -> Iterator[TestClient]:
     database = f"sqlite:///{tmp_path}/udr.sqlite"
-    settings = Settings(database=database, encoder="none", retrievers={"any": encoder}, upstream=upstream.url)
+    settings = Settings(database=database, encoder="none", retrievers={"any": str(encoder)}, upstream=upstream.url)
     # pictures, sounds and texts in one pool
     rows: list[dict[str, Any]] = [
         {"id": f"p{i}", "input": "", "output": f"thing {i}", "media": [picture(i)]} for i in range(COUNT)

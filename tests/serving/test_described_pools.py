@@ -45,7 +45,7 @@ def test_a_described_pool_is_loaded_and_filtered_by_what_is_seen(tmp_path: Path,
     own = load_multi_task(encoder / "encoder", "cpu")
     vectors = own.encode_pixels(np.stack([render_scene(i, 0, 32).pixels.transpose(2, 0, 1) for i in range(COUNT)]))
 
-    settings = Settings(database=f"sqlite:///{tmp_path}/udr.sqlite", encoder="none", retrievers={"seen": encoder})
+    settings = Settings(database=f"sqlite:///{tmp_path}/udr.sqlite", encoder="none", retrievers={"seen": str(encoder)})
     with TestClient(create_app(settings)) as client:
         client.post("/v1/pools", json={"name": "things"})
         begun = client.post(

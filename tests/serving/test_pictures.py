@@ -60,7 +60,7 @@ def upstream() -> Iterator[ChatServer]:
 @pytest.fixture
 def settings(tmp_path: Path, encoder: Path, upstream: ChatServer) -> Settings:
     database = f"sqlite:///{tmp_path}/udr.sqlite"
-    return Settings(database=database, encoder="none", retrievers={"pictures": encoder}, upstream=upstream.url)
+    return Settings(database=database, encoder="none", retrievers={"pictures": str(encoder)}, upstream=upstream.url)
 
 
 @pytest.fixture

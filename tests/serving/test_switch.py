@@ -53,7 +53,7 @@ def write_retriever(folder: Path, bert_folder: Path, noise: float = 0) -> None:
 
 @pytest.fixture
 def both(settings: Settings, trained: Path) -> Settings:
-    return settings.model_copy(update={"retrievers": {"mine": trained}})
+    return settings.model_copy(update={"retrievers": {"mine": str(trained)}})
 
 
 @pytest.fixture

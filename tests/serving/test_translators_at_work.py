@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def client(tmp_path: Path, folder: Path) -> Iterator[TestClient]:
-    settings = Settings(database=f"sqlite:///{tmp_path}/udr.sqlite", encoder="none", retrievers={"styles": folder})
+    settings = Settings(database=f"sqlite:///{tmp_path}/udr.sqlite", encoder="none", retrievers={"styles": str(folder)})
     with TestClient(create_app(settings)) as client:
         client.post("/v1/pools", json={"name": "things"})
         rows = [row(i) for i in range(COUNT)]
@@ -62,7 +62,7 @@ def test_two_retrievers_of_one_name_are_refused(folder: Path, tmp_path: Path) ->
     (tmp_path / "encoder").mkdir()
     (tmp_path / "encoder" / "encoder.json").write_text("{}")
     with pytest.raises(ConfigError, match="retriever 'styles': there is a styles-content already; rename one"):
-        Retrievers(None, {"styles-content": tmp_path, "styles": folder})
+        Retrievers(None, {"styles-content": str(tmp_path), "styles": str(folder)})
 
 
 def test_the_folders_own_name_is_no_retriever(client: TestClient) -> None:

@@ -54,7 +54,7 @@ def upstream() -> Iterator[ChatServer]:
 @pytest.fixture
 def client(tmp_path: Path, encoder: Path, upstream: ChatServer) -> Iterator[TestClient]:
     database = f"sqlite:///{tmp_path}/udr.sqlite"
-    settings = Settings(database=database, encoder="none", retrievers={"videos": encoder}, upstream=upstream.url)
+    settings = Settings(database=database, encoder="none", retrievers={"videos": str(encoder)}, upstream=upstream.url)
     with TestClient(create_app(settings)) as client:
         client.post("/v1/pools", json={"name": "things"})
         rows = [row(i) for i in range(COUNT)]
