@@ -72,6 +72,16 @@ def test_a_retriever_folder_is_a_source(tmp_path: Path, monkeypatch: pytest.Monk
     assert opened.choose([ASKED], 1)[0][0].output == "printer"
 
 
+def test_a_row_of_the_pool_is_not_its_own_demonstration(source: Source, url: str) -> None:
+    asked = TICKETS[1].input
+    (found,) = source.choose([asked], 4)
+    assert found
+    assert "t2" not in [d.id for d in found]
+    if isinstance(source, PoolSource):
+        assert [d.id for d in PoolSource(url, "tickets", without_copies=False).choose([asked], 1)[0]] == ["t2"]
+        assert open_source({**source.place, "without_copies": False}).choose([asked], 1)[0][0].id == "t2"
+
+
 # -- LangChain
 
 

@@ -29,16 +29,19 @@ class PoolSource:
         url: of the service.
         pool: its name.
         key: that the service asks for; not part of `place`, so it is never saved.
+        without_copies: leave out demonstrations of the very same input, as `LocalSource` does, so that whoever
+            evaluates on rows of the pool is not shown their answers.
         more: what else /v1/retrieve takes (retriever, where, selection, …).
     """
 
-    def __init__(self, url: str, pool: str, *, key: str = "", **more: Any) -> None:
+    def __init__(self, url: str, pool: str, *, key: str = "", without_copies: bool = True, **more: Any) -> None:
         try:
             from udr.client import Client
         except ImportError:
             raise MissingDependencyError("httpx2", "client") from None
         self.client = Client(url, key)
         weakref.finalize(self, self.client.close)  # the tools that hold a source close nothing
+        more["without_copies"] = without_copies
         self.place = {"url": url, "pool": pool, **more}
         self._pool, self._more = pool, more
 
