@@ -9,7 +9,7 @@ ingest    demonstrations a second that a load stores durably, before they are en
 vectors   encodes a million stretches of real texts for `scale` (`out=FILE.npy`)
 scale     10k, 100k and 1M vectors: opening, retrieval, recall, filters, memory (`vectors=FILE.npy`)
 precision what a query costs in torch and in ONNX Runtime, float32 and int8, and what int8 loses on several tasks
-overload  ten times as many clients as it can serve: statuses, /livez, memory
+overload  64 clients that send 20 queries a request, more than it lets wait: statuses, /livez, memory
 Results: results/service_NAME.json. Run alone: two busy programs on a few cores measure each other.
 """
 
