@@ -178,9 +178,9 @@ class Catalog:
             "created": pool.row.created,
         }
 
-    def delete(self, pool: Pool) -> None:
-        """Forget a pool and everything in it."""
-        self.store.delete_pool(pool.row.id)
+    def delete(self, pool: Pool, first: First | None = None) -> None:
+        """Forget a pool and everything in it; `first`: what else is done in the same transaction."""
+        self.store.delete_pool(pool.row.id, first)
         self.prune()
 
     def prune(self) -> None:

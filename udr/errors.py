@@ -15,6 +15,7 @@
     │   └── PartlyScored         it was lost on the way; holds the scores that it had given
     ├── NotFoundError            a pool, demonstration or job that the store does not hold
     ├── ConflictError            a name that is taken, or a state that does not allow what is asked
+    ├── PreconditionFailed       what was to be changed has changed since it was read
     ├── QuotaExceeded            more than this service keeps
     ├── Overloaded               more work waits than can be done soon; try again later
     ├── StoreUnavailable         the database cannot be reached or written
@@ -43,6 +44,7 @@ __all__ = [
     "NotFoundError",
     "Overloaded",
     "PartlyScored",
+    "PreconditionFailed",
     "PromptTooLong",
     "QuotaExceeded",
     "ScorerUnavailable",
@@ -134,6 +136,10 @@ class ConflictError(UDRError):
     def __init__(self, message: str, retry_after: int | None = None) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class PreconditionFailed(UDRError):
+    """What was to be changed has changed since it was read."""
 
 
 class QuotaExceeded(UDRError):

@@ -50,7 +50,7 @@ Clash = Literal["refuse", "replace", "skip"]
 """What becomes of a demonstration whose id stands for another one: the whole write is refused, it takes the other's
 place, or it is left out."""
 First = Callable[[sa.Connection], bool]
-"""What a write does before it stores anything, in the same transaction; False: nothing is to be stored."""
+"""What a change does before anything else, in the same transaction; False: nothing is to be changed."""
 
 
 class RetrieverChanged(UDRError):
@@ -129,22 +129,26 @@ class Store:
             rows = c.execute(query if among is None else query.where(pool.c.name.in_(among))).all()
         return [PoolRow(*row) for row in rows]
 
-    def set_front(self, pool_id: int, front: Mapping[str, Any]) -> None:
-        """Say how requests to the LLM server get the pool's demonstrations.
+    def set_front(self, pool_id: int, front: Mapping[str, Any], first: First | None = None) -> None:
+        """Say how requests to the LLM server get the pool's demonstrations; `first`: what else is done.
 
         Raises:
             NotFoundError: the pool was deleted.
         """
         with self._write() as c:
+            if first is not None and not first(c):
+                return
             changed = sa.update(pool).where(pool.c.id == pool_id).values(front=dict(front)).returning(pool.c.name)
             name = c.execute(changed).scalar_one_or_none()
             if name is None:
                 raise NotFoundError("the pool was deleted")
             record(c, "pool.front", name)
 
-    def delete_pool(self, pool_id: int) -> None:
-        """Forget a pool and all that belongs to it."""
+    def delete_pool(self, pool_id: int, first: First | None = None) -> None:
+        """Forget a pool and all that belongs to it; `first`: what else is done."""
         with self._write() as c:
+            if first is not None and not first(c):
+                return
             name = c.execute(sa.delete(pool).where(pool.c.id == pool_id).returning(pool.c.name)).scalar_one_or_none()
             if name is not None:
                 record(c, "pool.delete", name)
@@ -215,10 +219,12 @@ class Store:
                 record(c, "demonstrations.write", row.name, created=created, replaced=len(old))
         return Written(created, len(old), unchanged, row.seq)
 
-    def delete(self, pool_id: int, keys: Sequence[str]) -> int:
-        """Forget demonstrations by their ids; say how many there were."""
+    def delete(self, pool_id: int, keys: Sequence[str], first: First | None = None) -> int:
+        """Forget demonstrations by their ids; say how many there were. `first`: what else is done."""
         with self._write() as c:
             row = lock(c, pool_id)
+            if first is not None and not first(c):
+                return 0
             rows = [number for number, _ in known(c, pool_id, keys).values()]
             bury(c, pool_id, rows, row.seq)
             c.execute(sa.update(pool).where(pool.c.id == pool_id).values(size=row.size - len(rows)))

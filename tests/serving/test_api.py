@@ -334,6 +334,36 @@ def test_lists_can_be_filtered_and_taken_elsewhere(client: TestClient, pool: str
     assert client.get("/v1/pools/again/export").text.splitlines() == lines
 
 
+def test_a_change_may_depend_on_what_was_read(client: TestClient, pool: str) -> None:
+    def tag(path: str) -> str:
+        return str(client.get(path).headers["etag"])
+
+    one, new = f"/v1/pools/{pool}/demonstrations/t1", {"input": "no toner", "output": "printer"}
+    first = tag(one)
+    assert tag(one) == first != tag(one.replace("t1", "t2"))
+    put = client.put(one, json=new, headers={"if-match": f'"other", {first}'})
+    assert put.status_code == 200
+    refused(client.put(one, json={**new, "output": "login"}, headers={"if-match": first}), 412, "'t1' has changed")
+    refused(client.delete(one, headers={"if-match": first}), 412, "'t1' has changed")
+    refused(client.delete(one, headers={"if-match": f"W/{tag(one)}"}), 412, "'t1' has changed")
+    assert client.get(one).json() == {"id": "t1", **new}
+    assert client.delete(one, headers={"if-match": tag(one)}).status_code == 204
+    refused(client.put(one, json=new, headers={"if-match": "*"}), 412, "not there any more")
+    refused(client.delete(one), 404, "'t1'")
+
+    whole = f"/v1/pools/{pool}"
+    before = tag(whole)
+    assert client.put(one, json=new).status_code == 200
+    refused(client.put(f"{whole}/front", json={"k": 2}, headers={"if-match": before}), 412, "the pool has changed")
+    refused(client.put(f"{whole}/retriever", json={"retriever": "dense"}, headers={"if-match": before}), 412, "pool")
+    refused(client.delete(whole, headers={"if-match": before}), 412, "the pool has changed")
+    read = tag(whole)
+    changed = client.put(f"{whole}/front", json={"k": 2}, headers={"if-match": read})
+    assert changed.json()["front"] == {"k": 2}
+    assert read != changed.headers["etag"] == tag(whole)
+    assert client.delete(whole, headers={"if-match": tag(whole)}).status_code == 204
+
+
 def test_a_request_sent_again_is_done_once(client: TestClient, pool: str) -> None:
     where, key = "/v1/pools/tickets/demonstrations", {"idempotency-key": "a"}
     new = {"demonstrations": [{"input": "no toner", "output": "printer"}]}
