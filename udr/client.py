@@ -30,13 +30,18 @@ from udr.errors import (
     ConflictError,
     DataError,
     FingerprintMismatch,
+    IndexNotReady,
+    MissingDependencyError,
     NotFoundError,
     Overloaded,
+    PreconditionFailed,
     PromptTooLong,
     QuotaExceeded,
+    ScorerUnavailable,
     ServiceError,
     StoreUnavailable,
     UDRError,
+    UnknownNameError,
     UpstreamTimeout,
     UpstreamUnavailable,
 )
@@ -49,7 +54,7 @@ T = TypeVar("T")
 _AGAIN = (429, 502, 503, 504)  # statuses after which the same request may go well
 _LONGEST_WAIT = 10.0  # seconds between two attempts
 _POLL = 0.2  # seconds between two looks at a job
-# errors that are made of their one line alone
+# errors that an answer names, beside Overloaded, which is made of a time too
 _NAMED: dict[str, type[UDRError]] = {
     kind.__name__: kind
     for kind in (
@@ -58,10 +63,15 @@ _NAMED: dict[str, type[UDRError]] = {
         ConflictError,
         DataError,
         FingerprintMismatch,
+        IndexNotReady,
+        MissingDependencyError,
         NotFoundError,
+        PreconditionFailed,
         PromptTooLong,
         QuotaExceeded,
+        ScorerUnavailable,
         StoreUnavailable,
+        UnknownNameError,
         UpstreamTimeout,
         UpstreamUnavailable,
     )
@@ -72,18 +82,23 @@ def _raised(answer: httpx2.Response) -> UDRError:
     """The error that an answer states."""
     try:
         body = answer.json()
-        detail, kind = str(body["detail"]), str(body["type"]).removeprefix("urn:udr:")
-    except (ValueError, KeyError, TypeError):
+        told = body.get("error", body)  # the OpenAI-compatible routes have a form of their own
+        detail, kind = str(told["message" if "error" in body else "detail"]), str(told["type"]).removeprefix("urn:udr:")
+    except (ValueError, KeyError, TypeError, AttributeError):
         return ServiceError(f"{answer.request.url}: status {answer.status_code}", answer.status_code)
     name = "".join(word.capitalize() for word in kind.split("-"))
     if name == "Overloaded":
         return Overloaded(detail, int(answer.headers.get("retry-after", "1")))
+    if name in ("UnknownNameError", "MissingDependencyError"):  # whose line is made of what no answer tells
+        return _NAMED[name].__new__(_NAMED[name], detail)
     return _NAMED[name](detail) if name in _NAMED else ServiceError(detail, answer.status_code)
 
 
 def _finished(call: Call[T], answer: httpx2.Response) -> T:
     if answer.status_code >= 300:
         raise _raised(answer)
+    if call.whole:
+        return call.read(answer)
     return call.read(answer.json() if answer.content else None)
 
 
@@ -146,19 +161,32 @@ class Client:
     pools = _sync(api.pools)
     pool = _sync(api.pool)
     delete_pool = _sync(api.delete_pool)
+    set_front = _sync(api.set_front)
+    tag = _sync(api.tag)
     add = _sync(api.add)
+    put = _sync(api.put)
     get = _sync(api.get)
     delete = _sync(api.delete)
     demonstrations = _sync(api.demonstrations)
     load = _sync(api.load)
+    export = _sync(api.export)
+    retrievers = _sync(api.retrievers)
     switch = _sync(api.switch)
     roll_back = _sync(api.roll_back)
     job = _sync(api.job_of)
+    jobs = _sync(api.jobs)
+    cancel = _sync(api.cancel)
     retrieve = _sync(api.retrieve)
     prompt = _sync(api.prompt)
+    embeddings = _sync(api.embeddings)
     feedback = _sync(api.feedback)
     outcomes = _sync(api.outcomes)
     review = _sync(api.review)
+    export_outcomes = _sync(api.export_outcomes)
+    create_key = _sync(api.create_key)
+    keys = _sync(api.keys)
+    delete_key = _sync(api.delete_key)
+    changes = _sync(api.changes)
 
     def wait(self, job: Job) -> Job:
         """Wait until a job has ended.
@@ -207,19 +235,32 @@ class AsyncClient:
     pools = _awaited(api.pools)
     pool = _awaited(api.pool)
     delete_pool = _awaited(api.delete_pool)
+    set_front = _awaited(api.set_front)
+    tag = _awaited(api.tag)
     add = _awaited(api.add)
+    put = _awaited(api.put)
     get = _awaited(api.get)
     delete = _awaited(api.delete)
     demonstrations = _awaited(api.demonstrations)
     load = _awaited(api.load)
+    export = _awaited(api.export)
+    retrievers = _awaited(api.retrievers)
     switch = _awaited(api.switch)
     roll_back = _awaited(api.roll_back)
     job = _awaited(api.job_of)
+    jobs = _awaited(api.jobs)
+    cancel = _awaited(api.cancel)
     retrieve = _awaited(api.retrieve)
     prompt = _awaited(api.prompt)
+    embeddings = _awaited(api.embeddings)
     feedback = _awaited(api.feedback)
     outcomes = _awaited(api.outcomes)
     review = _awaited(api.review)
+    export_outcomes = _awaited(api.export_outcomes)
+    create_key = _awaited(api.create_key)
+    keys = _awaited(api.keys)
+    delete_key = _awaited(api.delete_key)
+    changes = _awaited(api.changes)
 
     async def wait(self, job: Job) -> Job:
         """Wait until a job has ended.

@@ -73,6 +73,9 @@ class ConfigError(UDRError):
 class UnknownNameError(UDRError):
     """A name that the registry does not hold."""
 
+    name: str = ""  # what is known of one that a service tells is its line
+    near: Sequence[str] = ()
+
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         names = sorted(known)
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)

@@ -18,23 +18,37 @@ __all__ = [
     "Hit",
     "Job",
     "Page",
+    "PassedOver",
     "add",
+    "cancel",
+    "changes",
+    "create_key",
     "create_pool",
     "delete",
+    "delete_key",
     "delete_pool",
     "demonstrations",
+    "embeddings",
+    "export",
+    "export_outcomes",
     "feedback",
     "get",
     "job_of",
+    "jobs",
+    "keys",
     "load",
     "outcomes",
     "pool",
     "pools",
     "prompt",
+    "put",
     "retrieve",
+    "retrievers",
     "review",
     "roll_back",
+    "set_front",
     "switch",
+    "tag",
 ]
 
 T = TypeVar("T")
@@ -46,13 +60,27 @@ class Hit(NamedTuple):
     demonstration: Demonstration
     similarity: float
     rank: int
+    tokens: int | None  # of it alone, where `explain` asked
+
+
+class PassedOver(NamedTuple):
+    """A near demonstration that was not chosen, and why."""
+
+    id: str
+    similarity: float
+    rank: int
+    reason: str
 
 
 class Found(NamedTuple):
-    """The demonstrations of one query, best first."""
+    """The demonstrations of one query, best first unless another `order` was asked for."""
 
     hits: list[Hit]
     tokens_cut: int  # of the query, that the encoder did not read
+    passed_over: list[PassedOver]  # the nearest that were not chosen, where `explain` asked
+    retriever: str  # what ranked
+    fingerprint: str | None  # of the encoding that ranked; None: words alone did
+    seq: int  # the pool's number of changes, as of which this was answered
 
 
 class BuiltPrompt(NamedTuple):
@@ -64,6 +92,12 @@ class BuiltPrompt(NamedTuple):
     budget: int
     hits: list[Hit]
     dropped: list[Dropped]
+    truncated: bool
+    tokens_cut: int  # the rest as of Found
+    passed_over: list[PassedOver]
+    retriever: str
+    fingerprint: str | None
+    seq: int
 
 
 class Page(NamedTuple):
@@ -77,6 +111,7 @@ class Job(NamedTuple):
     """Work that outlives a request."""
 
     id: str
+    kind: str  # load, switch
     state: str
     done: int
     total: int
@@ -91,7 +126,7 @@ class Job(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[T]):
-    """A request, and how its answer is read."""
+    """A request, and how its answer is read: its JSON, or, where it is no JSON alone, the `whole` of it."""
 
     method: str
     path: str
@@ -100,10 +135,14 @@ class Call(Generic[T]):
     params: Mapping[str, Any] = field(default_factory=dict)
     content: bytes | None = None
     kind: str = "application/json"
+    match: str = ""  # the ETag that what is changed must have
+    whole: bool = False
 
     def as_request(self) -> dict[str, Any]:
         content = self.content if self.body is None else json.dumps(self.body).encode()
         headers = {} if content is None else {"Content-Type": self.kind}
+        if self.match:
+            headers["If-Match"] = self.match
         if self.method != "GET":
             headers["Idempotency-Key"] = uuid.uuid4().hex  # one for all attempts
         return {
@@ -123,9 +162,10 @@ def create_pool(
     return Call("POST", "/v1/pools", _same, body)
 
 
-def pools(*, cursor: str = "", limit: int = 100) -> Call[list[dict[str, Any]]]:
-    """Pools by name."""
-    return Call("GET", "/v1/pools", lambda a: list(a["pools"]), params={"cursor": cursor, "limit": limit})
+def pools(*, cursor: str = "", limit: int = 100) -> Call[tuple[list[dict[str, Any]], str]]:
+    """Pools by name, and the cursor behind them; "": no more."""
+    params = {"cursor": cursor, "limit": limit}
+    return Call("GET", "/v1/pools", lambda a: (list(a["pools"]), a["next"] or ""), params=params)
 
 
 def pool(name: str) -> Call[dict[str, Any]]:
@@ -133,9 +173,23 @@ def pool(name: str) -> Call[dict[str, Any]]:
     return Call("GET", _at(name), _same)
 
 
-def delete_pool(name: str) -> Call[None]:
-    """Forget a pool and all its demonstrations."""
-    return Call("DELETE", _at(name), _nothing)
+def delete_pool(name: str, *, match: str = "") -> Call[None]:
+    """Forget a pool and all its demonstrations; `match`: only if that is its `tag` still."""
+    return Call("DELETE", _at(name), _nothing, match=match)
+
+
+def set_front(pool: str, front: Mapping[str, Any], *, match: str = "") -> Call[dict[str, Any]]:
+    """Say how requests to the LLM server get a pool's demonstrations; `match`: only if that is its `tag` still."""
+    return Call("PUT", f"{_at(pool)}/front", _same, dict(front), match=match)
+
+
+def tag(pool: str, key: str = "") -> Call[str]:
+    """The ETag of a demonstration, or of the pool.
+
+    Read it before what you are to change, and give it as `match`: what others have changed since is refused with
+    PreconditionFailed.
+    """
+    return Call("GET", _demonstration_at(pool, key) if key else _at(pool), lambda a: str(a.headers["etag"]), whole=True)
 
 
 def add(
@@ -146,14 +200,20 @@ def add(
     return Call("POST", f"{_at(pool)}/demonstrations", lambda a: list(a["ids"]), body)
 
 
+def put(pool: str, demonstration: Demonstration, *, match: str = "") -> Call[Demonstration]:
+    """Store one under its id, in the place of what stood there; `match`: only if that is its `tag` still."""
+    body = _as_json(demonstration)
+    return Call("PUT", _demonstration_at(pool, demonstration.id), _demonstration, body, match=match)
+
+
 def get(pool: str, key: str) -> Call[Demonstration]:
     """One demonstration by its id."""
-    return Call("GET", f"{_at(pool)}/demonstrations/{quote(key, safe='')}", _demonstration)
+    return Call("GET", _demonstration_at(pool, key), _demonstration)
 
 
-def delete(pool: str, key: str) -> Call[None]:
-    """Forget one demonstration."""
-    return Call("DELETE", f"{_at(pool)}/demonstrations/{quote(key, safe='')}", _nothing)
+def delete(pool: str, key: str, *, match: str = "") -> Call[None]:
+    """Forget one demonstration; `match`: only if that is its `tag` still."""
+    return Call("DELETE", _demonstration_at(pool, key), _nothing, match=match)
 
 
 def demonstrations(
@@ -176,6 +236,16 @@ def load(
     return Call("POST", f"{_at(pool)}/load", _job, params={"mode": mode}, content=payload, kind=kind)
 
 
+def export(pool: str) -> Call[bytes]:
+    """All demonstrations as NDJSON, which `load` takes back."""
+    return Call("GET", f"{_at(pool)}/export", _content, whole=True)
+
+
+def retrievers() -> Call[dict[str, list[str]]]:
+    """The names of the service's retrievers and tokenizers."""
+    return Call("GET", "/v1/retrievers", _same)
+
+
 def switch(pool: str, retriever: str) -> Call[Job]:
     """Encode the pool under another retriever in the background; it answers once all is encoded."""
     return Call("PUT", f"{_at(pool)}/retriever", _job, {"retriever": retriever})
@@ -191,10 +261,20 @@ def job_of(job_id: str) -> Call[Job]:
     return Call("GET", f"/v1/jobs/{quote(job_id, safe='')}", _job)
 
 
+def jobs(pool: str) -> Call[list[Job]]:
+    """The last hundred jobs of a pool, the newest first."""
+    return Call("GET", f"{_at(pool)}/jobs", lambda a: [_job(j) for j in a["jobs"]])
+
+
+def cancel(job_id: str) -> Call[Job]:
+    """Stop a job; what it has stored stays."""
+    return Call("DELETE", f"/v1/jobs/{quote(job_id, safe='')}", _job)
+
+
 def retrieve(pool: str, queries: Sequence[str | Query], k: int = 8, **more: Any) -> Call[list[Found]]:
     """The demonstrations that suit each query; `more` is what else /v1/retrieve takes (where, selection, …)."""
     body = {"pool": pool, "queries": [_query(q) for q in queries], "k": k, **more}
-    return Call("POST", "/v1/retrieve", lambda a: [_found(r) for r in a["results"]], body)
+    return Call("POST", "/v1/retrieve", lambda a: [_found(r, a) for r in a["results"]], body)
 
 
 def prompt(
@@ -202,7 +282,13 @@ def prompt(
 ) -> Call[list[BuiltPrompt]]:
     """The finished prompt of each query; `more` is what else /v1/prompt takes (tokenizer, reserve, order, …)."""
     body = {"pool": pool, "queries": [_query(q) for q in queries], "k": k, "budget": budget, **more}
-    return Call("POST", "/v1/prompt", lambda a: [_built(r) for r in a["results"]], body)
+    return Call("POST", "/v1/prompt", lambda a: [_built(r, a) for r in a["results"]], body)
+
+
+def embeddings(model: str, inputs: Sequence[str]) -> Call[list[list[float]]]:
+    """Vectors of texts and data-URIs as queries, by a retriever or, as `POOL@`, by that of a pool."""
+    body = {"model": model, "input": list(inputs)}
+    return Call("POST", "/v1/embeddings", lambda a: [row["embedding"] for row in a["data"]], body)
 
 
 def feedback(
@@ -243,11 +329,52 @@ def review(pool: str, number: int, accept: bool, output: str | None = None) -> C
     return Call("POST", f"{_at(pool)}/feedback/{number}/review", _same, body)
 
 
+def export_outcomes(pool: str, *, state: str = "") -> Call[bytes]:
+    """All outcomes as NDJSON, which `udr train --feedback` learns from."""
+    return Call("GET", f"{_at(pool)}/feedback/export", _content, params={"state": state}, whole=True)
+
+
+def create_key(
+    name: str,
+    role: Literal["read", "write", "admin"] = "read",
+    *,
+    pools: Sequence[str] | None = None,
+    days: float | None = None,
+) -> Call[dict[str, Any]]:
+    """Make a key, whose secret `key` is told this once; for some pools or all, for some days or for good."""
+    body = {"name": name, "role": role, "pools": None if pools is None else list(pools), "days": days}
+    return Call("POST", "/v1/keys", _same, body)
+
+
+def keys() -> Call[list[dict[str, Any]]]:
+    """All keys, without their secrets."""
+    return Call("GET", "/v1/keys", lambda a: list(a["keys"]))
+
+
+def delete_key(name: str) -> Call[None]:
+    """Revoke a key."""
+    return Call("DELETE", f"/v1/keys/{quote(name, safe='')}", _nothing)
+
+
+def changes(*, pool: str = "", cursor: str = "", limit: int = 100) -> Call[tuple[list[dict[str, Any]], str]]:
+    """Who changed what, the newest first, and the cursor behind it."""
+    params = {"pool": pool, "cursor": cursor, "limit": limit}
+    return Call("GET", "/v1/audit", lambda a: (list(a["changes"]), a["next"] or ""), params=params)
+
+
 # -- JSON and back
 
 
 def _at(pool: str) -> str:
     return f"/v1/pools/{quote(pool, safe='')}"
+
+
+def _demonstration_at(pool: str, key: str) -> str:
+    return f"{_at(pool)}/demonstrations/{quote(key, safe='')}"
+
+
+def _content(answer: Any) -> bytes:
+    return bytes(answer.content)
 
 
 def _same(answer: Any) -> dict[str, Any]:
@@ -297,23 +424,35 @@ def _page(answer: Mapping[str, Any]) -> Page:
 
 
 def _hits(rows: Sequence[Mapping[str, Any]]) -> list[Hit]:
-    return [Hit(_demonstration(row), row["similarity"], row["rank"]) for row in rows]
+    return [Hit(_demonstration(row), row["similarity"], row["rank"], row.get("tokens")) for row in rows]
 
 
-def _found(result: Mapping[str, Any]) -> Found:
-    return Found(_hits(result["demonstrations"]), result.get("tokens_cut", 0))
+def _found(result: Mapping[str, Any], answer: Mapping[str, Any]) -> Found:
+    """A result and what the whole answer says of all."""
+    passed = [PassedOver(p["id"], p["similarity"], p["rank"], p["reason"]) for p in result.get("passed_over", ())]
+    whole = (answer["retriever"], answer["fingerprint"], answer["seq"])
+    return Found(_hits(result["demonstrations"]), result.get("tokens_cut", 0), passed, *whole)
 
 
-def _built(result: Mapping[str, Any]) -> BuiltPrompt:
-    dropped = [Dropped(d["id"], d["reason"], d["tokens"]) for d in result["dropped"]]
-    hits = _hits(result["demonstrations"])
-    return BuiltPrompt(result["text"], result["messages"], result["tokens"], result["budget"], hits, dropped)
+def _built(result: Mapping[str, Any], answer: Mapping[str, Any]) -> BuiltPrompt:
+    found = _found(result, answer)
+    return BuiltPrompt(
+        result["text"],
+        result["messages"],
+        result["tokens"],
+        result["budget"],
+        found.hits,
+        [Dropped(d["id"], d["reason"], d["tokens"]) for d in result["dropped"]],
+        result["truncated"],
+        *found[1:],
+    )
 
 
 def _job(answer: Mapping[str, Any]) -> Job:
     names = ("created", "replaced", "unchanged", "refused", "encoded", "cut")
     return Job(
         answer["id"],
+        answer["kind"],
         answer["state"],
         answer["done"],
         answer["total"],

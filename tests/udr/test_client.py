@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -16,7 +17,16 @@ import udr.client
 from serving.settings import Settings
 from tests.serving.tools import served
 from udr.client import AsyncClient, Client
-from udr.errors import ConflictError, DataError, NotFoundError, Overloaded, PromptTooLong, ServiceError
+from udr.errors import (
+    ConflictError,
+    DataError,
+    NotFoundError,
+    Overloaded,
+    PreconditionFailed,
+    PromptTooLong,
+    ServiceError,
+    UnknownNameError,
+)
 from udr.types import Demonstration, Media, Query
 
 LABELS = {"billing": "Billing", "printer": "Printer"}
@@ -70,7 +80,7 @@ def tickets(client: Any) -> Iterator[str]:
 
 def test_a_pool_from_its_making_to_its_end(client: Any, tickets: str) -> None:
     assert client.pool("tickets")["front"] == {"k": 2}
-    assert [p["name"] for p in client.pools()] == ["tickets"]
+    assert [p["name"] for p in client.pools()[0]] == ["tickets"]
     assert [client.get("tickets", d.id) for d in TICKETS] == TICKETS
     first = client.demonstrations("tickets", limit=2)
     assert [d.id for d in first.demonstrations] == ["t1", "t/2"]
@@ -93,11 +103,70 @@ def test_retrieval_and_prompts(client: Any, tickets: str) -> None:
     assert prompt.messages[-1] == {"role": "user", "content": "a printer on fire"}
     assert prompt.tokens == len(prompt.text) <= prompt.budget == 80
     assert [h.demonstration.id for h in prompt.hits][-1] == "t/2"
+    assert (prompt.truncated, prompt.tokens_cut, prompt.hits[0].tokens, prompt.passed_over) == (True, 0, None, [])
     assert {d.demonstration_id for d in prompt.dropped} | {h.demonstration.id for h in prompt.hits} == {
         "t1",
         "t/2",
         "t3",
     }
+
+
+def test_an_explanation_is_given_whole(client: Any, tickets: str) -> None:
+    (found,) = client.retrieve("tickets", ["a printer on fire"], k=1, explain=True)
+    (prompt,) = client.prompt("tickets", ["a printer on fire"], k=1, explain=True)
+    for one in (found, prompt):
+        assert (one.retriever, one.seq) == ("dense", client.pool("tickets")["seq"])
+        assert one.fingerprint == client.pool("tickets")["encodings"][0]["fingerprint"]
+        assert one.hits[0].tokens == len("the printer is on fire\tPrinter")
+        assert [(p.rank, p.id) for p in one.passed_over] == [(2, "t3"), (3, "t1")]
+        assert "nearest" in one.passed_over[-1].reason
+    (by_words,) = client.retrieve("tickets", ["fire"], retriever="bm25")
+    assert (by_words.fingerprint, by_words.hits[0].tokens) == (None, None)
+
+
+def test_what_others_changed_is_not_written_over(client: Any, tickets: str) -> None:
+    old = client.tag("tickets", "t/2")
+    changed = replace(TICKETS[1], input="the printer smokes")
+    assert client.put("tickets", changed, match=old) == changed
+    with pytest.raises(PreconditionFailed, match="'t/2' has changed"):
+        client.put("tickets", TICKETS[1], match=old)
+    with pytest.raises(PreconditionFailed, match="'t/2' has changed"):
+        client.delete("tickets", "t/2", match=old)
+    assert client.get("tickets", "t/2") == changed
+    pool = client.tag("tickets")
+    assert client.set_front("tickets", {"k": 3}, match=pool)["front"] == {"k": 3}
+    with pytest.raises(PreconditionFailed, match="the pool has changed"):
+        client.delete_pool("tickets", match=pool)
+
+
+def test_what_else_the_service_does(client: Any, tickets: str) -> None:
+    assert client.retrievers() == {"retrievers": ["dense", "bm25", "hybrid"], "tokenizers": ["bytes"]}
+    client.create_pool("again", {"verbaliser": LABELS})
+    names, cursor = client.pools(limit=1)
+    rest, end = client.pools(cursor=cursor)
+    assert ([p["name"] for p in (*names, *rest)], end) == (["again", "tickets"], "")
+    job = client.wait(client.load("again", client.export("tickets")))
+    assert client.jobs("again") == [job]
+    assert (job.kind, job.counts["created"]) == ("load", 3)
+    assert client.export("again") == client.export("tickets")
+    with pytest.raises(ConflictError):
+        client.cancel(job.id)
+    client.delete_pool("again")
+    one, two = client.embeddings("dense", ["a printer", "an invoice"])
+    assert len(one) == len(two) > 0
+    assert client.embeddings("tickets@", ["a printer"]) == [pytest.approx(one)]
+    client.feedback("tickets", "it smokes", score=0.5)
+    assert json.loads(client.export_outcomes("tickets"))["score"] == 0.5
+    assert client.export_outcomes("tickets", state="waiting") == b""
+    made = client.create_key("bob", "write", pools=["tickets"], days=1)
+    assert made["key"]
+    (kept,) = client.keys()
+    assert kept == {name: value for name, value in made.items() if name != "key"}
+    client.delete_key("bob")
+    assert client.keys() == []
+    (newest,), behind = client.changes(limit=1)
+    assert newest["action"] == "key.delete"
+    assert behind
 
 
 def test_jobs_are_waited_for(client: Any, tickets: str) -> None:
@@ -132,9 +201,11 @@ def test_errors_come_as_what_they_are(client: Any, tickets: str) -> None:
         client.retrieve("none", ["x"])
     with pytest.raises(PromptTooLong, match="budget"):
         client.prompt("tickets", ["a long query"], budget=3)
-    with pytest.raises(ServiceError, match="unknown retriever") as caught:
+    with pytest.raises(UnknownNameError, match="unknown retriever 'no'") as unknown:
         client.retrieve("tickets", ["x"], retriever="no")
-    assert caught.value.status == 422
+    assert (unknown.value.name, unknown.value.near) == ("", ())
+    with pytest.raises(UnknownNameError, match="unknown retriever 'no'"):
+        client.embeddings("no", ["x"])
     with pytest.raises(ServiceError, match="greater than") as caught:
         client.retrieve("tickets", ["x"], k=0)
     assert caught.value.status == 422
