@@ -113,7 +113,8 @@ class MediaBody(Body):
     uri: str = Field(
         max_length=max(LONGEST_ADDRESS.values()),
         description="data:image/png;base64,… or data:audio/wav;base64,… of up to 1,500,000 characters, "
-        "data:video/mp4;base64,… of 8,000,000, or an address of up to 4096.",
+        "data:video/mp4;base64,… of 8,000,000 (x-max-length: of each kind), or an address of up to 4096.",
+        json_schema_extra={"x-max-length": {**LONGEST_ADDRESS}},
     )
 
     @field_validator("uri")

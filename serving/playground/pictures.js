@@ -102,7 +102,7 @@ const read = (file) =>
 async function longestUri() {
   if (longest === null) {
     const schema = await call("GET", "/openapi.json");
-    longest = schema.components?.schemas?.MediaBody?.properties?.uri?.maxLength ?? Infinity;
+    longest = schema.components?.schemas?.MediaBody?.properties?.uri?.["x-max-length"]?.image ?? Infinity;
   }
   return longest;
 }

@@ -22,6 +22,7 @@ from serving.app import create_app
 from serving.overview import lengths, outputs, principal_plane
 from serving.settings import Settings
 from tests.serving.tools import refused
+from udr.types import LONGEST_ADDRESS
 
 ROOT = Path(__file__).parents[2]
 FILES = {f.name: f.read_text(encoding="utf-8") for f in (ROOT / "serving/playground").iterdir()}
@@ -36,6 +37,20 @@ ADMIN = {"authorization": "Bearer boss"}
 
 def rows(n: int) -> list[dict[str, Any]]:
     return [{"id": str(i), "input": f"word{i} and word{i % 7}" * (1 + i % 3), "output": "ab"[i % 2]} for i in range(n)]
+
+
+def test_the_schema_says_how_long_a_picture_may_be(client: TestClient) -> None:
+    uri = client.get("/openapi.json").json()["components"]["schemas"]["MediaBody"]["properties"]["uri"]
+    limits = uri["x-max-length"]
+    assert limits == LONGEST_ADDRESS
+    assert uri["maxLength"] == max(limits.values())
+    assert '["x-max-length"]?.image' in SCRIPTS["pictures.js"]
+    client.post("/v1/pools", json={"name": "p"})
+    for kind, limit in limits.items():
+        for more, status in ((0, 200), (1, 422)):
+            media = [{"kind": kind, "uri": "data:,".ljust(limit + more, "x")}]
+            asked = {"pool": "p", "queries": [{"input": "x", "media": media}], "retriever": "bm25"}
+            assert client.post("/v1/retrieve", json=asked).status_code == status
 
 
 def filled(client: TestClient, n: int, name: str = "pool") -> None:
