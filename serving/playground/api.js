@@ -30,10 +30,11 @@ export const demonstrationAt = (pool, id) => inPool(pool, `/demonstrations/${enc
 export const headers = (more = {}) => (key.get() ? { Authorization: `Bearer ${key.get()}`, ...more } : more);
 
 /** The answer to a request, as it comes; raises a Problem where it is none that was wanted. */
-export async function send(method, path, { body, type = "application/json", signal } = {}) {
+export async function send(method, path, { body, type = "application/json", match, signal } = {}) {
+  const more = { ...(body !== undefined && { "Content-Type": type }), ...(match && { "If-Match": match }) };
   let answer;
   try {
-    answer = await fetch(path, { method, body, signal, headers: headers(body === undefined ? {} : { "Content-Type": type }) });
+    answer = await fetch(path, { method, body, signal, headers: headers(more) });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw gone();
@@ -46,6 +47,12 @@ export async function send(method, path, { body, type = "application/json", sign
 export async function call(method, path, body, signal) {
   const answer = await send(method, path, { body: body === undefined ? undefined : JSON.stringify(body), signal });
   return answer.status === 204 ? null : await answer.json();
+}
+
+/** A demonstration as it is now, and the ETag by which a change of it tells that it was read. */
+export async function stored(pool, id) {
+  const answer = await send("GET", demonstrationAt(pool, id));
+  return { d: await answer.json(), tag: answer.headers.get("ETag") };
 }
 
 /** The service does not answer. */

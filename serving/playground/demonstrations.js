@@ -1,6 +1,6 @@
 // The demonstrations of a pool: looked through, filtered, changed.
 
-import { call, demonstrationAt, inPool } from "./api.js";
+import { call, demonstrationAt, inPool, send, stored } from "./api.js";
 import { card } from "./cards.js";
 import { conditions } from "./conditions.js";
 import { announce, at, button, confirmed, count, el } from "./dom.js";
@@ -57,18 +57,23 @@ export function browsing(context) {
 
   function item(d) {
     const buttons = el("div", { class: "buttons" },
-      button("Edit", () => edit(context.pool, d, () => changed(`${d.id} saved`)), { class: "small", "aria-label": `Edit ${d.id}` }),
+      button("Edit", () => change(d), { class: "small", "aria-label": `Edit ${d.id}` }),
       button("Delete", () => remove(d), { class: "small danger", "aria-label": `Delete ${d.id}` }));
     return card(d, [el("span", { class: "mono" }, d.id), buttons]);
   }
 
-  async function remove(d) {
-    if (!(await confirmed("Delete this demonstration?", `${d.id}: ${d.input.slice(0, 200)}`, "Delete it"))) return;
-    await attempt(notice, async () => {
-      await call("DELETE", demonstrationAt(context.pool.name, d.id));
-      await changed(`${d.id} deleted`);
-    });
-  }
+  const change = ({ id }) => attempt(notice, async () => {
+    const { pool } = context;
+    edit(pool, await stored(pool.name, id), () => changed(`${id} saved`));
+  });
+
+  const remove = ({ id }) => attempt(notice, async () => {
+    const { pool } = context;
+    const { d, tag } = await stored(pool.name, id);
+    if (!(await confirmed("Delete this demonstration?", `${id}: ${d.input.slice(0, 200)}`, "Delete it"))) return;
+    await send("DELETE", demonstrationAt(pool.name, id), { match: tag });
+    await changed(`${id} deleted`);
+  }, { again: () => remove({ id }) });
 
   at("filter-form").addEventListener("submit", (event) => {
     event.preventDefault();

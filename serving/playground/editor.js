@@ -1,6 +1,6 @@
 // One demonstration, new or changed.
 
-import { call, demonstrationAt, inPool, Problem } from "./api.js";
+import { call, demonstrationAt, inPool, Problem, send, stored } from "./api.js";
 import { at, lines, offer, open } from "./dom.js";
 import { attempt } from "./notice.js";
 import { takePictures } from "./pictures.js";
@@ -13,8 +13,9 @@ const pictures = takePictures({
   said: at("d-picture-said"),
 });
 
-/** Let a user fill in a demonstration of a pool; `d` is the one that is changed, null: a new one. */
-export function edit(pool, d, saved) {
+/** Let a user fill in a demonstration of a pool; `read` is the one that is changed as it is stored, null: a new one. */
+export function edit(pool, read, saved) {
+  let { d, tag } = read ?? { d: null, tag: null };
   const form = dialog.querySelector("form");
   const labels = Object.keys(pool.task.verbaliser ?? {});
   at("demonstration-title").textContent = d ? "Edit the demonstration" : "Add a demonstration";
@@ -37,8 +38,17 @@ export function edit(pool, d, saved) {
   form.onsubmit = async (event) => {
     event.preventDefault();
     await attempt(at("demonstration-notice"), async () => {
-      const read = Object.entries(fields).map(([name, value]) => [name, value()]);
-      await save(pool, d, { ...Object.fromEntries(read), media: pictures.get() });
+      const filled = Object.entries(fields).map(([name, value]) => [name, value()]);
+      const made = { ...Object.fromEntries(filled), media: pictures.get() };
+      try {
+        await save(pool, d, tag, made);
+      } catch (problem) {
+        if (problem.kind !== "precondition-failed") throw problem;
+        const now = await stored(pool.name, d.id);
+        const conflict = changedMeanwhile(d, now.d);
+        ({ d, tag } = now);
+        throw conflict;
+      }
       dialog.close();
       await saved();
     }, { control: form.querySelector(".primary") });
@@ -47,10 +57,18 @@ export function edit(pool, d, saved) {
   at("d-input").focus();
 }
 
-async function save(pool, d, made) {
+async function save(pool, d, tag, made) {
   const id = at("d-id").value.trim();
-  if (d) await call("PUT", demonstrationAt(pool.name, d.id), made);
+  if (d) await send("PUT", demonstrationAt(pool.name, d.id), { body: JSON.stringify(made), match: tag });
   else await call("POST", inPool(pool.name, "/demonstrations"), { demonstrations: [{ ...made, ...(id && { id }) }] });
+}
+
+/** What someone else has made of a demonstration since it was read. */
+function changedMeanwhile(before, now) {
+  const told = (value) => JSON.stringify(value) ?? "empty";
+  const names = Object.keys({ ...before, ...now }).filter((name) => told(before[name]) !== told(now[name]));
+  const changes = names.map((name) => `${name} is ${told(now[name]).slice(0, 300)}`).join("; ");
+  return new Problem("changed meanwhile", `Someone changed it since it was opened here: ${changes}. Save once more to replace that, or cancel.`);
 }
 
 /** Show a value in a control; what is returned reads it again, and gives the very same back where nobody changed its text. */

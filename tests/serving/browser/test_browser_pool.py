@@ -73,6 +73,32 @@ def test_what_is_saved_unchanged_stays_as_it_is(page: Page, client: httpx2.Clien
         assert client.get("/v1/pools/free/demonstrations/odd").json() == {**odd, **change}
 
 
+def test_what_someone_else_changed_is_shown_before_it_is_replaced(page: Page, client: httpx2.Client) -> None:
+    where = "/v1/pools/tickets/demonstrations/t1"
+    visit(page, client, "demonstrations")
+    dialog = page.get_by_role("dialog")
+    page.get_by_role("button", name="Edit t1").click()
+    dialog.get_by_label("Input").fill("mine")
+    client.put(where, json={"input": "theirs", "output": "printer"}).raise_for_status()
+    dialog.get_by_role("button", name="Save").click()
+    expect(dialog.get_by_role("alert")).to_contain_text('input is "theirs"; output is "printer"; metadata is empty')
+    assert client.get(where).json()["input"] == "theirs"
+    dialog.get_by_role("button", name="Save").click()
+    expect(dialog).to_be_hidden()
+    assert client.get(where).json()["input"] == "mine"
+    page.get_by_role("button", name="Delete t1").click()
+    expect(dialog).to_contain_text("mine")
+    client.put(where, json={"input": "theirs", "output": "printer"}).raise_for_status()
+    dialog.get_by_role("button", name="Delete it").click()
+    expect(page.get_by_role("alert")).to_contain_text("'t1' has changed since it was read")
+    page.get_by_role("button", name="Try again").click()
+    expect(dialog).to_contain_text("theirs")
+    dialog.get_by_role("button", name="Delete it").click()
+    expect(dialog).to_be_hidden()
+    expect(page.locator("#demonstrations .card")).to_have_count(3)
+    assert client.get(where).status_code == 404
+
+
 def test_a_long_list_comes_in_pages(page: Page, client: httpx2.Client) -> None:
     rows = [{"input": f"ticket number {i}", "output": "billing"} for i in range(120)]
     client.post("/v1/pools/empty/demonstrations", json={"demonstrations": rows}).raise_for_status()
