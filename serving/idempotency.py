@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 
 from anyio.to_thread import run_sync
 from starlette.exceptions import HTTPException
@@ -14,12 +15,13 @@ from serving.errors import problem, problem_of
 from serving.sql.keys import Answers, Kept
 from udr.errors import ConfigError, UDRError
 
-__all__ = ["Idempotency", "key_of"]
+__all__ = ["Idempotency", "is_load", "key_of"]
 
 _LONGEST = 255
 _WRITES = ("POST", "PUT", "DELETE")
 # POST /v1/keys is left out: its answer is a secret, which is stored nowhere
 _WRITING = ("/v1/pools", "/v1/feedback", "/v1/jobs/", "/v1/keys/")
+_LOAD = re.compile("/v1/pools/[^/]+/load")
 
 
 class Idempotency:
@@ -31,7 +33,7 @@ class Idempotency:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")
         concerned = scope["type"] == "http" and scope["method"] in _WRITES and path.startswith(_WRITING)
-        if not concerned or (scope["method"] == "POST" and path.endswith("/load")):
+        if not concerned or is_load(scope):
             await self.app(scope, receive, send)
             return
         try:
@@ -76,6 +78,11 @@ class Idempotency:
         finally:
             lasting = status < 500 and status != 429  # what failed may go well the next time
             await run_sync(answers.keep, key, Kept(status, b"".join(parts)) if lasting else None)
+
+
+def is_load(scope: Scope) -> bool:
+    """True for the one request whose body may be large, and is read piece by piece."""
+    return scope["method"] == "POST" and _LOAD.fullmatch(scope["path"]) is not None
 
 
 def key_of(scope: Scope) -> str | None:

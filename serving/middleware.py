@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.access import Access
 from serving.errors import problem, problem_of
+from serving.idempotency import is_load
 from serving.sql.audit import acting
 from udr.errors import Overloaded, UDRError, is_out_of_memory
 
@@ -63,7 +64,7 @@ class Gate:
         given = request.headers.get("x-request-id", "")
         request_id = given if _ID.fullmatch(given) else uuid.uuid4().hex
         started, status, read, answering = time.perf_counter(), 500, 0, False
-        limit = self.max_load if scope["path"].endswith("/load") else self.max_body
+        limit = self.max_load if is_load(scope) else self.max_body
 
         async def counted_receive() -> Message:
             nonlocal read

@@ -12,9 +12,11 @@ from urllib.parse import quote
 import pytest
 from fastapi.testclient import TestClient
 
+from serving.app import create_app
+from serving.settings import Settings
 from tests.serving.tools import finished
 
-JSON = {"content-type": "application/json"}
+JSON, NDJSON = {"content-type": "application/json"}, "application/x-ndjson"
 
 
 @pytest.fixture
@@ -135,6 +137,19 @@ def test_a_pickle_is_no_payload(client: TestClient, pool: str) -> None:
     one_line(
         client.post(f"{pool}/load", content=pickled, headers={"content-type": "application/octet-stream"}), 415, 422
     )
+
+
+@pytest.mark.parametrize("method", ["PUT", "POST", "DELETE"])
+@pytest.mark.parametrize("path", ["/demonstrations/load", "/demonstrations/a/load", "/load", "/x/load"])
+def test_only_a_load_may_have_a_large_body(settings: Settings, method: str, path: str) -> None:
+    with TestClient(create_app(settings.model_copy(update={"max_body": 100}))) as client:
+        client.post("/v1/pools", json={"name": "p"})
+        row = b'{"input": "%b", "output": "y"}' % (b"a" * 100)
+        answer = client.request(method, f"/v1/pools/p{path}", content=row, headers={"content-type": NDJSON})
+        if (method, path) == ("POST", "/load"):
+            assert answer.status_code == 202
+        else:
+            one_line(answer, 413)
 
 
 HALF = rb'"\ud800"'
