@@ -112,6 +112,19 @@ def _record(c: sa.Connection, what: Literal["load", "switch", "cancel"], row: Jo
     record(c, f"job.{what}", name, job=row.id, **({} if what == "cancel" else row.spec))
 
 
+def _receive(c: sa.Connection, job_id: str) -> JobRow:
+    """Tell that a job's payload still comes in, and keep its row until the transaction ends.
+
+    Raises:
+        ConflictError: it is not waited for any more.
+    """
+    waiting = sa.update(job).where(job.c.id == job_id, job.c.state == "receiving").values(beat=time.time())
+    row = c.execute(waiting.returning(*job.c)).one_or_none()
+    if row is None:
+        raise ConflictError(f"job {job_id}: cancelled, or its pool deleted, before all was sent")
+    return JobRow(*row)
+
+
 class Jobs:
     """Jobs of all processes over one database."""
 
@@ -170,19 +183,23 @@ class Jobs:
         return row
 
     def add_part(self, job_id: str, number: int, data: bytes) -> None:
-        """Store a piece of the payload."""
+        """Store a piece of the payload.
+
+        Raises:
+            ConflictError: the job was cancelled meanwhile.
+        """
         with self._database.write() as c:
+            _receive(c, job_id)
             c.execute(sa.insert(job_part).values(job_id=job_id, number=number, data=data))
-            c.execute(sa.update(job).where(job.c.id == job_id).values(beat=time.time()))
 
     def received(self, job_id: str, total: int, key: str | None, fingerprint: str) -> JobRow:
         """Let the job begin, for its payload is whole; where the key was used before, give that job instead.
 
         Raises:
-            ConflictError: the key was used for another payload.
+            ConflictError: the key was used for another payload, or the job was cancelled meanwhile.
         """
         with self._database.write() as c:
-            row = JobRow(*c.execute(sa.select(job).where(job.c.id == job_id)).one())
+            row = _receive(c, job_id)
             if key is not None:
                 used = (job.c.pool_id == row.pool_id) & (job.c.key == key)
                 before = c.execute(sa.select(job).where(used)).one_or_none()
@@ -192,7 +209,7 @@ class Jobs:
                         c.commit()
                         raise ConflictError("Idempotency-Key: used before for another body")
                     return JobRow(*before)
-            values = {"state": "queued", "total": total, "key": key, "fingerprint": fingerprint, "beat": time.time()}
+            values = {"state": "queued", "total": total, "key": key, "fingerprint": fingerprint}
             begun = sa.update(job).where(job.c.id == job_id).values(values).returning(*job.c)
             row = JobRow(*c.execute(begun).one())
             _record(c, row.kind, row)

@@ -19,7 +19,7 @@ from serving.settings import Settings
 from serving.sql.jobs import JobLost, Jobs, LineError, Step
 from serving.sql.store import Store
 from tests.serving.tools import finished, refused
-from udr.errors import DataError
+from udr.errors import ConflictError, DataError
 from udr.tasks.spec import TaskSpec
 from udr.types import Demonstration
 
@@ -189,6 +189,34 @@ def test_a_load_keeps_to_the_limit_of_the_pool(settings: Settings) -> None:
         refused(client.post("/v1/pools/p/load", content=(b"x" * 60 for _ in range(2)), headers=NDJSON), 413, "100")
 
 
+def test_an_upload_does_not_bring_a_cancelled_job_back(store: Store) -> None:
+    jobs = Jobs(store.database)
+    job = jobs.create(store.create_pool("a", {}).id, "load", {}, state="receiving")
+    jobs.add_part(job.id, 0, b"a")
+    jobs.cancel(job.id)
+    with pytest.raises(ConflictError, match="cancelled"):
+        jobs.add_part(job.id, 1, b"b")
+    with pytest.raises(ConflictError, match="cancelled"):
+        jobs.received(job.id, 2, "key", "fingerprint")
+    assert jobs.get(job.id).state == "cancelled"
+    assert list(jobs.parts(job.id)) == []
+    assert jobs.claim("one") is None
+
+
+def test_a_client_is_told_that_its_upload_was_cancelled(
+    client: TestClient, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add = Jobs.add_part
+
+    def cancelled_before(self: Jobs, job_id: str, number: int, data: bytes) -> None:
+        assert client.delete(f"/v1/jobs/{job_id}").status_code == 200
+        add(self, job_id, number, data)
+
+    monkeypatch.setattr(Jobs, "add_part", cancelled_before)
+    refused(client.post(place, content=lines(rows(3)), headers=NDJSON), 409, "cancelled")
+    assert [job["state"] for job in client.get("/v1/pools/p/jobs").json()["jobs"]] == ["cancelled"]
+
+
 def test_a_job_lost_to_another_process_writes_nothing_more(store: Store) -> None:
     jobs = Jobs(store.database)
     pool = store.create_pool("a", {}).id
@@ -212,8 +240,9 @@ def test_a_job_lost_to_another_process_writes_nothing_more(store: Store) -> None
 
 def test_a_job_that_ends_every_process_is_given_up(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = Jobs(store.database)
-    job = jobs.create(store.create_pool("a", {}).id, "load", {})
+    job = jobs.create(store.create_pool("a", {}).id, "load", {}, state="receiving")
     jobs.add_part(job.id, 0, b"what ends them")
+    jobs.received(job.id, 14, None, "fingerprint")
     monkeypatch.setattr(serving.sql.jobs, "_SILENT", -1.0)  # every process that is at a job is taken for dead at once
     assert [jobs.claim(owner) is not None for owner in ("one", "two", "three", "four", "five")] == [True] * 3 + [
         False
