@@ -170,15 +170,20 @@ def _demonstration(raw: bytes | dict[str, Any], spec: TaskSpec, max_text: int) -
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    """A Parquet row as JSON would give it; columns that are no field of a demonstration are its metadata."""
-    stated = row.get("metadata") or {}
-    if isinstance(stated, list):  # a map comes as pairs
+    """A Parquet row as JSON would give it; columns that are no field of a demonstration are its metadata.
+
+    Raises:
+        DataError: its column `metadata` holds something else than a map or a struct.
+    """
+    stated = row.get("metadata", {})
+    if isinstance(stated, list) and all(isinstance(pair, tuple) for pair in stated):  # a map comes as pairs
         stated = dict(stated)
+    if not isinstance(stated, dict):
+        raise DataError("metadata: expected a map or a struct")
     fields = DemonstrationBody.model_fields.keys()
     others = {key: value for key, value in row.items() if key not in fields}
-    if others or isinstance(stated, dict):  # absent fields of a struct come as None
-        stated = {key: value for key, value in {**stated, **others}.items() if value is not None}
-    return {key: value for key, value in row.items() if key in fields} | {"metadata": stated}
+    known = {key: value for key, value in {**stated, **others}.items() if value is not None}  # of a struct
+    return {key: value for key, value in row.items() if key in fields} | {"metadata": known}
 
 
 def check_demonstration(d: Demonstration, where: str, limit: int) -> None:

@@ -150,6 +150,23 @@ def test_a_row_that_unpacks_to_much_is_refused() -> None:
         list(serving.loading.batches(file, "parquet", 0, 0, SPEC, 1000))
 
 
+@pytest.mark.parametrize("others", [{}, {"year": 2020}])
+def test_a_parquet_row_whose_metadata_are_no_mapping_is_told(
+    client: TestClient, place: str, others: dict[str, Any]
+) -> None:
+    rows_without = [{**rows(2)[1], "metadata": None, **others}]
+    for stated in ("text", "", 7, 0, False, 1.5, ["a", "b"], [["a", "b"]], [{"key": "a", "value": "b"}]):
+        table = pa.Table.from_pylist([{**row, "metadata": stated, **others} for row in rows(1)] + rows_without)
+        file = as_file(table)
+        job = finished(client, client.post(f"{place}?mode=upsert", content=file.getvalue(), headers=PARQUET))
+        assert job["errors"] == [{"line": 1, "detail": "metadata: expected a map or a struct"}], stated
+    assert list(stored(client)) == ["r1"]
+    kind = pa.schema({"input": pa.string(), "output": pa.string(), "metadata": pa.map_(pa.string(), pa.string())})
+    file = as_file(pa.Table.from_pylist([{"input": "a", "output": "y", "metadata": {"b": "c"}}], kind))
+    assert finished(client, client.post(place, content=file.getvalue(), headers=PARQUET))["created"] == 1
+    assert json.loads(client.get("/v1/pools/p/export").text.splitlines()[-1])["metadata"] == {"b": "c"}
+
+
 def test_one_key_loads_one_payload_once(client: TestClient, place: str) -> None:
     key = {**NDJSON, "idempotency-key": "a"}
     first = client.post(place, content=lines(rows(3)), headers=key)
