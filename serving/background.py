@@ -58,7 +58,6 @@ class Background:
         max_pool: int,
         audit_days: float,
     ) -> None:
-        self.owner = f"{os.getpid()}-{uuid.uuid4().hex[:12]}"
         self._catalog = catalog
         self._jobs = jobs
         self._answers = answers
@@ -66,10 +65,16 @@ class Background:
         self._max_text = max_text
         self._max_pool = max_pool
         self._audit_days = audit_days
-        self._at_work: set[str] = set()
+        self._at_work: dict[str, str] = {}  # the job of each owner
         self._stopping = threading.Event()
         self._news = threading.Condition()
-        self._threads = [threading.Thread(target=self._work, name=f"job-{i}", daemon=True) for i in range(_AT_ONCE)]
+        # a thread each, so that one that was not heard of and is alive loses its job to another of the same process too
+        process = f"{os.getpid()}-{uuid.uuid4().hex[:12]}"
+        self._owners = [f"{process}-{i}" for i in range(_AT_ONCE)]
+        self._threads = [
+            threading.Thread(target=self._work, args=(owner,), name=f"job-{i}", daemon=True)
+            for i, owner in enumerate(self._owners)
+        ]
         self._threads.append(threading.Thread(target=self._keep_house, name="housekeeping", daemon=True))
         self._threads.append(threading.Thread(target=self._tend, name="indexes", daemon=True))
         for thread in self._threads:
@@ -94,29 +99,31 @@ class Background:
         if self._catalog.worker.exhausted:
             return  # perhaps one of them used memory up: each counts that this process ended at it
         with suppress(StoreUnavailable):  # they are taken over once this process is not heard of
-            self._jobs.release(self.owner)
+            for owner in self._owners:
+                self._jobs.release(owner)
 
-    def _work(self) -> None:
+    def _work(self, owner: str) -> None:
         while not self._stopping.is_set():
             try:
-                job = self._jobs.claim(self.owner)
+                job = self._jobs.claim(owner)
                 if job is not None:
-                    self._at_work.add(job.id)
+                    self._at_work[owner] = job.id
                     try:
-                        self._run(job)
+                        self._run(job, owner)
                     finally:
-                        self._at_work.discard(job.id)
+                        del self._at_work[owner]
                     continue
             except Exception as error:  # the thread must not end; most often the database is away
                 self._warn("jobs", error)
             with self._news:
                 self._news.wait(_IDLE)
 
-    def _run(self, job: JobRow) -> None:
+    def _run(self, job: JobRow, owner: str) -> None:
         acting.set(job.caller or f"job {job.id}")
         try:
             pool = self._catalog.pool_of(job.pool_id)
-            {"load": self._load, "switch": self._switch}[job.kind](job, pool)
+            step = Step(job.id, owner, job.position, job.line, job.done)
+            {"load": self._load, "switch": self._switch}[job.kind](job, pool, step)
         except (JobLost, _Stopped):
             return  # cancelled, taken over, or the process ends
         except StoreUnavailable:
@@ -124,19 +131,18 @@ class Background:
         except UDRError as error:
             if self._stopping.is_set():  # the encoding thread gives up what waits
                 return
-            self._jobs.finish(job.id, self.owner, "failed", str(error))
+            self._jobs.finish(job.id, owner, "failed", str(error))
         except Exception as error:  # the client is told; the thread has nobody else to tell
             _log.exception("job", job=job.id)
             if is_out_of_memory(error):
                 self._catalog.worker.give_up()
                 return
-            self._jobs.finish(job.id, self.owner, "failed", f"{type(error).__name__}: {error}")
+            self._jobs.finish(job.id, owner, "failed", f"{type(error).__name__}: {error}")
         else:
-            self._jobs.finish(job.id, self.owner, "done")
+            self._jobs.finish(job.id, owner, "done")
 
-    def _load(self, job: JobRow, pool: Pool) -> None:
+    def _load(self, job: JobRow, pool: Pool, step: Step) -> None:
         """Store first, then encode: what is stored is found by its words at once."""
-        step = self._step(job)
         clash: Clash = "replace" if job.spec["mode"] == "upsert" else "skip"
         with TemporaryFile() as file:
             for part in self._jobs.parts(job.id):
@@ -151,11 +157,8 @@ class Background:
                 self._go_on()
         self._catalog.complete(self._catalog.pool_of(job.pool_id), self._teller(step, "encoded"))
 
-    def _switch(self, job: JobRow, pool: Pool) -> None:
-        self._catalog.become(pool, job.spec["retriever"], self._teller(self._step(job)))
-
-    def _step(self, job: JobRow) -> Step:
-        return Step(job.id, self.owner, job.position, job.line, job.done)
+    def _switch(self, job: JobRow, pool: Pool, step: Step) -> None:
+        self._catalog.become(pool, job.spec["retriever"], self._teller(step))
 
     def _teller(self, step: Step, count: str = "") -> Tell:
         """What notes that so many more are encoded, as a count of the job or as its progress, and which cannot be."""
@@ -178,7 +181,7 @@ class Background:
         while not self._stopping.wait(_IDLE):
             now = time.time()
             try:
-                self._jobs.beat(self.owner, list(self._at_work))
+                self._jobs.beat(self._at_work.copy())
                 if now - tidied > _DAY / 24:
                     self._jobs.forget(now - 7 * _DAY)
                     self._answers.forget(now - _DAY)

@@ -30,7 +30,7 @@ Kind = Literal["load", "switch"]
 
 
 class JobLost(UDRError):
-    """The job was cancelled, or another process has taken it over."""
+    """The job was cancelled, or another owner has taken it over."""
 
 
 class LineError(NamedTuple):
@@ -84,12 +84,12 @@ def advance(c: sa.Connection, step: Step, **counts: int) -> None:
     """Note a step in the transaction of what it wrote, so that neither is there without the other.
 
     Raises:
-        JobLost: the job is not this process's any more; the transaction must not be committed.
+        JobLost: the job is not this owner's any more; the transaction must not be committed.
     """
     own = (job.c.id == step.job) & (job.c.owner == step.owner) & (job.c.state == "running")
     row = c.execute(sa.select(job.c.counts, job.c.errors).where(own).with_for_update()).one_or_none()
     if row is None:
-        raise JobLost(f"job {step.job}: cancelled, or taken over by another process")
+        raise JobLost(f"job {step.job}: cancelled, or taken over by another owner")
     total = {name: row.counts.get(name, 0) + counts.get(name, 0) for name in COUNTS}
     total["refused"] += len(step.refused)
     notes = [note for note in ([None, text] for text in step.notes) if note not in row.errors]
@@ -246,7 +246,7 @@ class Jobs:
             return [JobRow(*row) for row in c.execute(query if kind is None else query.where(job.c.kind == kind))]
 
     def claim(self, owner: str) -> JobRow | None:
-        """Take the oldest job that waits, or whose process is not heard of any more.
+        """Take the oldest job that waits, or whose owner is not heard of any more.
 
         One at which several processes in a row ended is given up instead, or it would end them all.
         """
@@ -272,13 +272,14 @@ class Jobs:
             taken = sa.update(job).where(job.c.id == found.id).values(values)
             return JobRow(*c.execute(taken.returning(*job.c)).one())
 
-    def beat(self, owner: str, jobs: Sequence[str]) -> None:
-        """Tell that a process is alive and at these jobs."""
-        if not jobs:
+    def beat(self, at_work: Mapping[str, str]) -> None:
+        """Tell that owners are alive, each at its job."""
+        if not at_work:
             return
-        own = (job.c.owner == owner) & (job.c.state == "running") & job.c.id.in_(jobs)
         with self._database.write() as c:
-            c.execute(sa.update(job).where(own).values(beat=time.time()))
+            for owner, job_id in at_work.items():
+                own = (job.c.id == job_id) & (job.c.owner == owner) & (job.c.state == "running")
+                c.execute(sa.update(job).where(own).values(beat=time.time()))
 
     def advance(self, step: Step, **counts: int) -> None:
         """Note a step that writes nothing else."""
@@ -286,7 +287,7 @@ class Jobs:
             advance(c, step, **counts)
 
     def finish(self, job_id: str, owner: str, state: Literal["done", "failed"], error: str | None = None) -> None:
-        """End a job that is this process's still; its payload is forgotten."""
+        """End a job that is this owner's still; its payload is forgotten."""
         own = (job.c.id == job_id) & (job.c.owner == owner) & (job.c.state == "running")
         values: dict[str, Any] = {"state": state, "error": error, "finished": time.time()}
         if state == "done":
@@ -296,7 +297,7 @@ class Jobs:
                 c.execute(sa.delete(job_part).where(job_part.c.job_id == job_id))
 
     def release(self, owner: str) -> None:
-        """Let another process go on with what this one leaves undone."""
+        """Let others go on with what this one leaves undone."""
         own = (job.c.owner == owner) & (job.c.state == "running")
         with self._database.write() as c:
             c.execute(sa.update(job).where(own).values(state="queued", owner=None))

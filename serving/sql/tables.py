@@ -175,7 +175,7 @@ job = Table(
     Column("counts", JSON, nullable=False),  # see serving.sql.jobs.COUNTS
     Column("errors", JSON, nullable=False),  # the first of them, each with its line; null: what is no line's
     Column("error", Text),  # why the whole failed
-    Column("owner", Text),  # the process at work
+    Column("owner", Text),  # the thread of a process at work
     Column("beat", Float, nullable=False),  # when it was last heard of
     Column("created", Float, nullable=False),
     Column("finished", Float),

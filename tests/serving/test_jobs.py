@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import io
 import json
+import threading
+import time
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import sqlalchemy as sa
 from fastapi.testclient import TestClient
 
 import serving.loading
 import serving.sql.jobs
 from serving.app import create_app
+from serving.background import Background
 from serving.retrievers import PoolEncoder
 from serving.settings import Settings
-from serving.sql.jobs import JobLost, Jobs, LineError, Step
+from serving.sql.jobs import JobLost, JobRow, Jobs, LineError, Step
 from serving.sql.store import Store
+from serving.sql.tables import job as job_table
 from tests.serving.tools import finished, refused
 from udr.errors import ConflictError, DataError
 from udr.tasks.spec import TaskSpec
@@ -253,6 +258,31 @@ def test_a_job_lost_to_another_process_writes_nothing_more(store: Store) -> None
     other = Demonstration("k", "another", "y")
     store.write(pool, [other], {}, clash="skip", step=step._replace(owner="two", refused=()))
     assert jobs.get(job.id).errors[-1][0] == 2
+
+
+def test_two_threads_of_one_process_are_never_at_one_job(
+    client: TestClient, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owners, taken_over, run = [], threading.Event(), Background._run
+
+    def held(self: Background, job: JobRow, owner: str) -> None:
+        owners.append(owner)
+        if len(owners) > 1:
+            taken_over.set()
+        assert taken_over.wait(30)  # the first goes on when the second is at it
+        run(self, job, owner)
+
+    monkeypatch.setattr(Background, "_run", held)
+    begun = client.post(place, content=lines(rows(20)), headers=NDJSON)
+    parts = client.app.state.parts  # type: ignore[attr-defined]
+    while not taken_over.is_set():  # nothing is heard of the first, as when the database was away for long
+        with parts.database.write() as c:
+            c.execute(sa.update(job_table).values(beat=0.0))
+        parts.background.wake()
+        time.sleep(0.02)
+    job = finished(client, begun)
+    assert [job[name] for name in ("created", "unchanged", "encoded")] == [20, 0, 20]
+    assert len(set(owners)) == 2
 
 
 def test_a_job_that_ends_every_process_is_given_up(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
