@@ -137,10 +137,10 @@ class EncodingWorker:
         try:
             vectors = encoder.encode_queries(queries)
         except Exception as error:
-            self._note(error)
+            self._note(error, of_queries=True)
             raise
         else:
-            self._note(None)
+            self._failures = 0
             return vectors
         finally:
             with self._change:
@@ -222,23 +222,25 @@ class EncodingWorker:
                 for work in works:  # what cannot be read is the fault of the request that brought it, and no other's
                     self._answer([work])
             else:
-                self._note(error)
+                self._note(error, of_queries=not works[0].demonstrations)
                 for work in works:
                     work.future.set_exception(error)
             return
-        self._note(None)
+        self._failures = 0
         start = 0
         for work in works:
             work.future.set_result(vectors[start : start + work.size])
             start += work.size
 
-    def _note(self, error: BaseException | None) -> None:
-        """Note how a pass ended; what was refused for what it holds says nothing of the encoder."""
-        if error is None:
-            self._failures = 0
-        elif is_out_of_memory(error):
+    def _note(self, error: BaseException, of_queries: bool) -> None:
+        """Note that a pass failed.
+
+        What was refused for what it holds says nothing of the encoder; neither do the demonstrations of a load, where
+        those that fail are found by encoding ever fewer of them.
+        """
+        if is_out_of_memory(error):
             self.give_up()
-        elif not isinstance(error, UDRError):
+        elif of_queries and not isinstance(error, UDRError):
             with self._change:
                 self._failures, self._failed = self._failures + 1, time.monotonic()
 

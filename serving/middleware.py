@@ -24,6 +24,7 @@ __all__ = ["Gate"]
 
 # without a key: asked by whoever starts and stops the service, and the page, which asks for one; they tell nothing
 _OPEN, _PAGE = ("/livez", "/readyz", "/"), "/playground/"
+_METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS")
 _METRICS = "/metrics"  # answered under overload too, of which it tells
 # what wants something encoded; under overload such requests are refused before their bodies are read, for reading them
 # all would keep the others waiting
@@ -111,10 +112,11 @@ class Gate:
             seconds = time.perf_counter() - started
             if scope["path"] != _METRICS:  # who reads the counts is not counted
                 route = getattr(scope.get("route"), "path", "none")
+                method = scope["method"] if scope["method"] in _METHODS else "other"  # callers may make up endless ones
                 relayed = scope.get("state", {}).get("relayed", False)
                 times, answers = (_RELAYED_SECONDS, _RELAYED) if relayed else (_SECONDS, _ANSWERS)
-                times.labels(route, scope["method"]).observe(seconds)
-                answers.labels(route, scope["method"], str(status)).inc()
+                times.labels(route, method).observe(seconds)
+                answers.labels(route, method, str(status)).inc()
             _log.info(
                 "answered",
                 request_id=request_id,

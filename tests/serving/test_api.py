@@ -239,8 +239,11 @@ def test_metrics_and_request_ids(client: TestClient, pool: str) -> None:
     assert client.get("/livez", headers={"x-request-id": "abc-1"}).headers["x-request-id"] == "abc-1"
     assert len(client.get("/livez", headers={"x-request-id": "a b\t"}).headers["x-request-id"]) == 32
     retrieve(client, "a")
+    assert client.request("HURRY", "/v1/pools").status_code == 405
     text = client.get("/metrics").text
     assert 'udr_answers_total{method="POST",route="/v1/retrieve",status="200"}' in text
+    assert 'method="other"' in text
+    assert "HURRY" not in text
 
 
 def test_a_setting_out_of_range_is_named() -> None:

@@ -167,6 +167,11 @@ class Broken(FakeEncoder):
 
     error: Exception | None = None
 
+    def encode_demonstrations(self, demonstrations: Sequence[Demonstration], instruction: str = "") -> FloatArray:
+        if self.error:
+            raise self.error
+        return super().encode_demonstrations(demonstrations, instruction)
+
     def encode_queries(self, queries: Sequence[Query], instruction: str = "") -> FloatArray:
         if self.error:
             raise self.error
@@ -194,6 +199,15 @@ def test_an_encoder_that_fails_again_and_again_is_not_ready_for_a_while(
     fail(1, ValueError("no such kernel"))
     assert worker.state == "the last 5 encodings failed"
     monkeypatch.setattr("serving.batching._RESTED", 0)
+    assert worker.state == "ok"
+
+
+def test_demonstrations_that_cannot_be_encoded_leave_the_service_ready(worker: EncodingWorker) -> None:
+    broken = Broken()
+    broken.error = ValueError("no such kernel")
+    for _ in range(9):
+        with pytest.raises(ValueError, match="kernel"):
+            worker.encode_demonstrations(PoolEncoder(broken, SPEC), [Demonstration("1", "a", "b")])
     assert worker.state == "ok"
 
 
