@@ -25,7 +25,7 @@ from training.run import (
 )
 from udr.artifacts import read_json, write_atomically, write_json
 from udr.data import TaskData
-from udr.encoder import BiEncoder, build_encoder, load_encoder
+from udr.encoder import BiEncoder, load_encoder
 from udr.errors import ArtifactError, ConfigError
 from udr.evaluation import Answer, EvaluationTable, answer_queries, build_table, read_answers, write_answers
 from udr.mining import choose_queries
@@ -105,7 +105,7 @@ def _ranker(run: Run, method: str, data: TaskData) -> Ranker:
     if method == "encoder":
         return build_input_ranker(data.train, run.untrained_encoder())
     if method in run.config.evaluation.encoders:
-        return build_input_ranker(data.train, other_encoder(run, method))
+        return build_input_ranker(data.train, run.compared_encoders[method])
     if method in EPR:
         return build_dense_ranker(data.spec, data.train, train_epr(run, name, mined=method == "epr_mined"))
     trained = load_encoder(trained_encoder(run, final_round(run), name))
@@ -114,19 +114,6 @@ def _ranker(run: Run, method: str, data: TaskData) -> Ranker:
     mixture = mix(data.spec, data.train, trained, run.untrained_encoder())
     write_json(mixture_path(run, method, name), mixture.as_json())
     return mixture.ranker
-
-
-def other_encoder(run: Run, method: str) -> BiEncoder:
-    """A sentence encoder that is only compared with, read as it was trained to; as many tokens of a text as ours.
-
-    Raises:
-        ConfigError: it cannot be loaded.
-    """
-    limits = run.config.encoder.model_dump(include={"max_tokens", "precision"})
-    try:
-        return build_encoder(run.config.evaluation.encoders[method], shared=True, **limits)
-    except ConfigError as error:
-        raise ConfigError(f"evaluation.encoders.{method}: {str(error).removeprefix('encoder.name: ')}") from None
 
 
 def mixes(run: Run, method: str, name: str) -> bool:
@@ -169,9 +156,8 @@ def evaluated_tasks(run: Run, methods: Sequence[str] = (), tasks: Sequence[str] 
             never trained on for a method that is trained for one task at a time; or an encoder that cannot be loaded.
     """
     settings = run.config.evaluation
-    for method in methods or settings.methods:
-        if method in settings.encoders:
-            other_encoder(run, method)
+    if settings.encoders.keys() & set(methods or settings.methods):
+        _ = run.compared_encoders  # opened now, not after hours
     names = tuple(tasks or settings.tasks or run.config.tasks)
     found = by_name(run.tasks.get(name) or run.load_task(name) for name in names)
     for given, (name, data) in zip(names, found.items(), strict=True):
@@ -252,7 +238,7 @@ def _answers(run: Run, method: str, data: TaskData) -> list[Answer]:
     def encoder() -> str | None:
         """The fingerprint of the encoder that ranks, where a run folder may hold one and then another."""
         if method in settings.encoders:
-            return other_encoder(run, method).fingerprint
+            return run.compared_encoders[method].fingerprint
         return encoder_fingerprint(trained_folder(run, method, name)) if method in (*EPR, *UDR) else None
 
     def marks() -> dict[str, Any]:

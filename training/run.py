@@ -123,6 +123,23 @@ class Run:
         self._check_fingerprint("encoder", encoder.fingerprint)
         return encoder
 
+    @cached_property
+    def compared_encoders(self) -> dict[str, BiEncoder]:
+        """Sentence encoders that are only compared with, by method; they read as many tokens of a text as ours.
+
+        Raises:
+            ConfigError: one cannot be loaded.
+        """
+        limits = self.config.encoder.model_dump(include={"max_tokens", "precision"})
+        found = {}
+        for method, name in self.config.evaluation.encoders.items():
+            try:
+                found[method] = build_encoder(name, shared=True, **limits)
+            except ConfigError as error:
+                problem = str(error).removeprefix("encoder.name: ")
+                raise ConfigError(f"evaluation.encoders.{method}: {problem}") from None
+        return found
+
     def round_folder(self, number: int) -> Path:
         return self.out / f"round-{number}"
 
