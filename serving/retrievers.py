@@ -81,13 +81,14 @@ class PoolEncoder:
         """Vectors (m, d)."""
         if self.inputs_only:
             return self.encoder.encode_queries([d.query for d in demonstrations])
-        return self.encoder.encode_demonstrations(for_encoder(self.spec, demonstrations), self.instruction)
+        read = for_encoder(self.spec, demonstrations, self.encoder)
+        return self.encoder.encode_demonstrations(read, self.instruction)
 
     def tokens_cut(self, texts: Sequence[Query | Demonstration]) -> list[int]:
         """Tokens of each text (n,) that the encoder leaves out because it is too long."""
         if self.inputs_only:
             return self.encoder.tokens_cut([t.query if isinstance(t, Demonstration) else t for t in texts])
-        read = [for_encoder(self.spec, [t])[0] if isinstance(t, Demonstration) else t for t in texts]
+        read = [for_encoder(self.spec, [t], self.encoder)[0] if isinstance(t, Demonstration) else t for t in texts]
         return self.encoder.tokens_cut(read, self.instruction)
 
     def tokens_read(self, queries: Sequence[Query]) -> list[int]:

@@ -63,6 +63,9 @@ class EncoderSettings(StrictConfig):
     instruction_tokens: int = Field(default=64, ge=0)  # of the instruction at most
     query_instruction: bool = True  # false: the released code's variant
     demonstration_instruction: bool = True  # false with query_instruction false: the paper's ablation
+    # whose demonstrations' outputs the encoder reads: all tasks', as published, or those of tasks with options alone.
+    # Of free texts a small encoder learns to gather demonstrations that give one answer, and often the wrong one
+    read_outputs: Literal["all", "options"] = "all"
     # of matrix products; weights and vectors stay float32; auto: bfloat16 where the device is fast at it
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
     dropout: float | None = Field(default=None, ge=0, lt=1)  # while training; null: the encoder's own

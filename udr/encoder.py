@@ -20,10 +20,11 @@ from udr.devices import choose_device, fast_dtype
 from udr.errors import ArtifactError, ConfigError
 from udr.types import Demonstration, FloatArray, Query
 
-__all__ = ["BiEncoder", "build_encoder", "load_encoder"]
+__all__ = ["BiEncoder", "ReadOutputs", "build_encoder", "load_encoder"]
 
 Pooling = Literal["cls", "mean"]
 Precision = Literal["float32", "bfloat16"]
+ReadOutputs = Literal["all", "options"]
 ANSWER_TOKENS = 64  # of a demonstration's answer at most, so that the input is never squeezed out
 # as the configurations of one or another family name them
 DROPOUT_KEYS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout")
@@ -36,8 +37,9 @@ class BiEncoder(nn.Module):
 
     Source: Li et al. 2023, arXiv 2305.04320, section 3.1. `shared` towers are one network. With `unit_norm` the
     vectors have length 1 and similarities are divided by a temperature while training. `query_instruction: false` is
-    the released code's variant, whose query tower does not read the instruction. With `precision: bfloat16` matrix
-    products run in that type (about three times as fast on a CPU that knows it); weights and vectors stay float32.
+    the released code's variant, whose query tower does not read the instruction. With `read_outputs: options` no y' of
+    a generation task is read (`udr.prompt.for_encoder` leaves it out). With `precision: bfloat16` matrix products run
+    in that type (about three times as fast on a CPU that knows it); weights and vectors stay float32.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class BiEncoder(nn.Module):
         instruction_tokens: int = 64,
         query_instruction: bool = True,
         demonstration_instruction: bool = True,
+        read_outputs: ReadOutputs = "all",
         precision: Precision = "float32",
         fingerprint: str = "unsaved",
     ) -> None:
@@ -65,6 +68,7 @@ class BiEncoder(nn.Module):
         self.instruction_tokens = instruction_tokens
         self.query_instruction = query_instruction
         self.demonstration_instruction = demonstration_instruction
+        self.read_outputs = read_outputs
         self.precision = precision
         self._fingerprint = fingerprint
 
@@ -87,6 +91,8 @@ class BiEncoder(nn.Module):
             "query_instruction": self.query_instruction,
             "demonstration_instruction": self.demonstration_instruction,
             "precision": self.precision,
+            # left out where it is the paper's, so that encoders saved before it could be chosen keep their fingerprint
+            **({} if self.read_outputs == "all" else {"read_outputs": self.read_outputs}),
         }
 
     @property
@@ -281,6 +287,7 @@ def build_encoder(
     instruction_tokens: int = 64,
     query_instruction: bool = True,
     demonstration_instruction: bool = True,
+    read_outputs: ReadOutputs = "all",
     precision: Literal["auto"] | Precision = "float32",
     dropout: float | None = None,
     device: str = "auto",
@@ -323,6 +330,7 @@ def build_encoder(
         instruction_tokens=instruction_tokens,
         query_instruction=query_instruction,
         demonstration_instruction=demonstration_instruction,
+        read_outputs=read_outputs,
         precision=fast_dtype(where) if precision == "auto" else precision,
         fingerprint=fingerprint_files(Path(name)) if Path(name).is_dir() else f"{name}@{tower.config._commit_hash}",
     )

@@ -41,6 +41,11 @@ class MixedEncoder:
         return self.trained.dim + self.untrained.dim
 
     @property
+    def read_outputs(self) -> str:
+        """As the trained encoder reads them."""
+        return getattr(self.trained, "read_outputs", "all")
+
+    @property
     def fingerprint(self) -> str:
         return f"{self.a:.6g}*{self.trained.fingerprint}+{self.b:.6g}*{self.untrained.fingerprint}"
 
@@ -96,7 +101,7 @@ def mix(spec: TaskSpec, pool: Sequence[Demonstration], trained: Encoder, untrain
     """
     instruction = spec.retrieval_instruction
     asked = [int(i) for i in seeded("mixture", 0).permutation(len(pool))[:ASKED]]
-    z = trained.encode_demonstrations(for_encoder(spec, pool), instruction)
+    z = trained.encode_demonstrations(for_encoder(spec, pool, trained), instruction)
     x = untrained.encode_queries([d.query for d in pool])
     q = trained.encode_queries([pool[i].query for i in asked], instruction)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from udr.devices import multiplies_int8
-from udr.encoder import PADDED_TOKENS, PADDING, BiEncoder, length_batches
+from udr.encoder import PADDED_TOKENS, PADDING, BiEncoder, ReadOutputs, length_batches
 from udr.errors import ConfigError
 from udr.onnx_graph import TOLERANCE, import_onnx, open_graph, quiet, write_graph
 from udr.types import Demonstration, FloatArray, Query
@@ -63,6 +63,10 @@ class OnnxEncoder:
     @property
     def fingerprint(self) -> str:
         return self._encoder.fingerprint + ("-int8" if self._precision == "int8" else "")
+
+    @property
+    def read_outputs(self) -> ReadOutputs:
+        return self._encoder.read_outputs
 
     def encode_queries(self, queries: Sequence[Query], instruction: str = "") -> FloatArray:
         """Vectors of queries, float32 (n, d)."""

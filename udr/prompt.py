@@ -70,8 +70,13 @@ def _content(spec: TaskSpec, text: str, media: Sequence[Media]) -> str | list[di
     return [*parts, {"type": "text", "text": text}] if parts else text
 
 
-def for_encoder(spec: TaskSpec, demonstrations: Sequence[Demonstration]) -> list[Demonstration]:
-    """The same demonstrations with the output as the encoder reads it: the answer prefix and the verbalised y'."""
+def for_encoder(spec: TaskSpec, demonstrations: Sequence[Demonstration], encoder: object) -> list[Demonstration]:
+    """The same demonstrations with the output as `encoder` reads it: the answer prefix and the verbalised y', or none.
+
+    An encoder that states no `read_outputs` reads those of all tasks.
+    """
+    if spec.kind == "generation" and getattr(encoder, "read_outputs", "all") == "options":
+        return [replace(d, output="") for d in demonstrations]
     prefix = spec.template.answer_prefix
     return [replace(d, output=prefix + spec.verbalise(d.output)) for d in demonstrations]
 

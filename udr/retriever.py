@@ -115,7 +115,7 @@ class DenseRanker:
 
 def build_dense_ranker(spec: TaskSpec, pool: Sequence[Demonstration], encoder: Encoder) -> DenseRanker:
     """Encode a pool and index it; row i of the index is demonstration i of the pool."""
-    vectors = encoder.encode_demonstrations(for_encoder(spec, pool), spec.retrieval_instruction)
+    vectors = encoder.encode_demonstrations(for_encoder(spec, pool, encoder), spec.retrieval_instruction)
     return DenseRanker(encoder, index_vectors(vectors, encoder), spec.retrieval_instruction)
 
 

@@ -192,7 +192,7 @@ class _Sampler:
             self._ids[key] = (
                 self.encoder.query_ids([demonstration.query], instruction)
                 if of_query
-                else self.encoder.demonstration_ids(for_encoder(spec, [demonstration]), instruction)
+                else self.encoder.demonstration_ids(for_encoder(spec, [demonstration], self.encoder), instruction)
             )[0]
         return self._ids[key]
 

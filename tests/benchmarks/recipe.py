@@ -93,7 +93,7 @@ def pick(encoder: BiEncoder, held: RankedTask) -> float:
     queries = encoder.encode_queries([held.by_id[one.query_id].query for one in held.lists], instruction)
     found = []
     for query, one in zip(queries, held.lists, strict=True):
-        own = for_encoder(held.spec, [held.by_id[c.demonstration_id] for c in one.candidates])
+        own = for_encoder(held.spec, [held.by_id[c.demonstration_id] for c in one.candidates], encoder)
         best = (encoder.encode_demonstrations(own, instruction) @ query).argmax()
         found.append(np.exp(one.candidates[best].lm_score or 0.0))
     return float(np.mean(found))

@@ -225,6 +225,7 @@ def test_a_saved_encoder_gives_the_same_vectors_and_settings(
         fresh.query_tower if shared else fresh.demonstration_tower,
         fresh.tokenizer,
         query_instruction=False,
+        read_outputs="options",
         **settings,  # type: ignore[arg-type]
     )
     made.save(tmp_path)
@@ -277,6 +278,7 @@ def test_the_fingerprint_changes_with_every_setting_and_with_the_weights(bert_fo
         {"instruction_tokens": 3},
         {"query_instruction": False},
         {"demonstration_instruction": False},
+        {"read_outputs": "options"},
         {"precision": "bfloat16"},
     ]
     encoders = [build_encoder(str(bert_folder), device="cpu", **c) for c in changes]  # type: ignore[arg-type]

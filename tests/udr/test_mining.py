@@ -48,7 +48,8 @@ def test_dense_candidates_are_the_most_similar_ones_without_the_query_and_its_co
     )
     encoder = FakeEncoder(16)
     queries = encoder.encode_queries([d.query for d in pool]).astype(np.float64)
-    scores = (queries @ encoder.encode_demonstrations(for_encoder(spec, pool)).T.astype(np.float64)).astype(np.float32)
+    demonstrations = encoder.encode_demonstrations(for_encoder(spec, pool, encoder)).astype(np.float64)
+    scores = (queries @ demonstrations.T).astype(np.float32)
     lists = propose_dense(spec, pool, pool, k, encoder)
     for one, query, row in zip(lists, pool, scores, strict=True):
         assert (one.task, one.query_id) == ("t", query.id)

@@ -69,7 +69,7 @@ def test_the_similarity_is_the_weighted_sum_of_the_two_and_one_index_serves_it(
     trained, untrained = FakeEncoder(48, reads_instruction=True), FakeEncoder(32)
     mixed = MixedEncoder(trained, untrained, 2.0, 0.25)
     queries = [Query("q", "a film of joy"), Query("p", "dull")]
-    demonstrations = for_encoder(sentiment, reviews)
+    demonstrations = for_encoder(sentiment, reviews, trained)
     instruction = sentiment.retrieval_instruction
     wanted = 2.0 * (
         trained.encode_queries(queries, instruction) @ trained.encode_demonstrations(demonstrations, instruction).T
@@ -109,7 +109,8 @@ def test_likeness_is_that_of_the_nearest_others_by_plain_loops(spec: TaskSpec) -
     inputs[7] = inputs[3]  # a copy is no neighbour
     pool = [Demonstration(f"d{i}", x, str(i % 3) if spec is LABELLING else x[:5]) for i, x in enumerate(inputs)]
     trained, untrained = NoiseEncoder("trained"), NoiseEncoder("untrained")  # no two similarities are equal
-    u = trained.encode_queries([d.query for d in pool]) @ trained.encode_demonstrations(for_encoder(spec, pool)).T
+    z = trained.encode_demonstrations(for_encoder(spec, pool, trained))
+    u = trained.encode_queries([d.query for d in pool]) @ z.T
     b = (v := untrained.encode_queries([d.query for d in pool])) @ v.T
     u, b = u / u.std(1).mean(), b / b.std(1).mean()
     mixture = mix(spec, pool, trained, untrained)

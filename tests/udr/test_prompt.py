@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from udr.errors import DataError, PromptTooLong
-from udr.fakes import FakeLM
+from udr.fakes import FakeEncoder, FakeLM
+from udr.mixture import MixedEncoder
 from udr.prompt import (
     as_messages,
     build_prompt,
@@ -20,7 +23,7 @@ from udr.prompt import (
     render_query,
 )
 from udr.tasks.spec import TaskSpec, Template
-from udr.types import Demonstration, Media, Prompt, Query
+from udr.types import Demonstration, Encoder, Media, Prompt, Query
 
 LM = FakeLM()
 WORDS = ["one", "two", "three", "four", "five", "six", "seven"]
@@ -58,8 +61,21 @@ def test_a_label_outside_the_verbaliser_cannot_be_rendered(sentiment: TaskSpec) 
 
 
 def test_the_encoder_reads_the_answer_prefix_and_the_word_of_the_label(sentiment: TaskSpec) -> None:
-    (read,) = for_encoder(sentiment, [Demonstration("1", "a joy", "1", references=("0",))])
+    (read,) = for_encoder(sentiment, [Demonstration("1", "a joy", "1", references=("0",))], FakeEncoder(8))
     assert read == Demonstration("1", "a joy", "It was great", references=("0",))
+
+
+@pytest.mark.parametrize("kind", ["multichoice", "generation"])
+@pytest.mark.parametrize("wrap", [lambda e: e, lambda e: MixedEncoder(e, FakeEncoder(8), 1.0, 1.0)])
+def test_outputs_of_free_text_are_left_out_for_an_encoder_that_does_not_read_them(
+    kind: Any, wrap: Callable[[Encoder], Encoder]
+) -> None:
+    spec = TaskSpec(name="t", family="custom", kind=kind, metric="exact_match", template=Template(answer="A: %s."))
+    rows = [Demonstration("1", "x", "yes", choices=("yes", "no"))]
+    every, some = FakeEncoder(8), FakeEncoder(8)
+    some.read_outputs = "options"  # type: ignore[attr-defined]
+    assert for_encoder(spec, rows, wrap(every))[0].output == "A: yes"
+    assert for_encoder(spec, rows, wrap(some))[0].output == ("" if kind == "generation" else "A: yes")
 
 
 def test_the_best_demonstration_stands_next_to_the_query(copying: TaskSpec) -> None:

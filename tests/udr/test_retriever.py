@@ -81,7 +81,7 @@ def test_the_most_similar_stand_first_with_their_similarity_and_rank(
     query = Query("q", "a film of joy")
     (found,) = Retriever(sentiment, reviews, build_dense_ranker(sentiment, reviews, ENCODER)).retrieve([query], 4)
     instruction = sentiment.retrieval_instruction
-    pool = ENCODER.encode_demonstrations(for_encoder(sentiment, reviews), instruction)
+    pool = ENCODER.encode_demonstrations(for_encoder(sentiment, reviews, ENCODER), instruction)
     sims = pool.astype(np.float64) @ ENCODER.encode_queries([query], instruction)[0].astype(np.float64)
     best = sorted(range(len(reviews)), key=lambda i: (-sims[i].round(9), i))[:4]
     assert [f.demonstration for f in found] == [reviews[i] for i in best]

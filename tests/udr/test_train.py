@@ -131,7 +131,7 @@ def test_a_batch_holds_each_demonstration_once_and_ranks_and_masks_as_said(
     encoder = make()
     texts = {tuple(encoder.query_ids([d.query], "Topic:")[0]): d for d in ranked.by_id.values()}
     lists = {one.query_id: {c.demonstration_id: c.rank for c in one.candidates} for one in ranked.lists}
-    pool = for_encoder(ranked.spec, list(ranked.by_id.values()))
+    pool = for_encoder(ranked.spec, list(ranked.by_id.values()), encoder)
     names = {tuple(ids): d.id for ids, d in zip(encoder.demonstration_ids(pool, "Topic:"), pool, strict=True)}
     assert len(names) == len(pool)
     for step in range(5):
