@@ -16,7 +16,8 @@ from tempfile import TemporaryFile
 
 import structlog
 
-from serving.catalog import Catalog, Pool, Tell
+from serving.catalog import Catalog, Pool
+from serving.filling import Tell
 from serving.loading import batches, rows_of
 from serving.sql.audit import AuditLog, acting
 from serving.sql.jobs import JobLost, JobRow, Jobs, Step

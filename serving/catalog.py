@@ -14,16 +14,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import structlog
 
 from serving.batching import EncodingWorker
 from serving.choosing import Answer, Found, PassedOver, Search, Vectors, choose
+from serving.filling import Tell, encode_stored, fill
 from serving.pool_index import Encoding, Lexical, fuse
 from serving.retrievers import DENSE, PoolEncoder, Retrievers
-from serving.sql.rows import EncodingRow, PoolRow, Stored, Written
+from serving.row_memory import RowMemory, characters_of_media
+from serving.sql.rows import EncodingRow, PoolRow, Written
 from serving.sql.store import Clash, First, RetrieverChanged, Store
 from udr.errors import (
     ConfigError,
@@ -32,7 +33,6 @@ from udr.errors import (
     StoreUnavailable,
     UDRError,
     UnknownNameError,
-    is_out_of_memory,
 )
 from udr.filters import Codebook, Condition
 from udr.retriever import Retrieved
@@ -40,19 +40,12 @@ from udr.segments import Segment
 from udr.tasks.spec import TaskSpec
 from udr.types import Demonstration, FloatArray, Hits, Query
 
-__all__ = ["BM25_NAME", "HYBRID", "Catalog", "Pool", "Ranking", "Tell"]
+__all__ = ["BM25_NAME", "HYBRID", "Catalog", "Pool", "Ranking"]
 
 BM25_NAME = "bm25"
 HYBRID = "hybrid"  # BM25 and the pool's own retriever together
-_log = structlog.get_logger("udr.serving")
 _PAGE = 2000  # demonstrations that a new retriever is shown
-_REMEMBERED = 50_000  # demonstrations that need not be read from the database again: some 50 MB
 _LARGE = 64 << 20  # characters of media in a list of demonstrations: what comes after is another page's
-_LIGHT = 8192  # characters of media of a demonstration that may be remembered; pictures are read again
-_AT_ONCE = 256  # demonstrations encoded for one transaction
-Tell = Callable[[int, Sequence[str], int], None]
-"""Hears how many more demonstrations are encoded, of each that cannot be, why, and how many were not read to their end;
-may raise to stop."""
 _SPARE = 4  # hits beyond those wanted, for some may be deleted while they are fetched
 
 
@@ -71,14 +64,6 @@ class Ranking:
     name: str
     encoding: Encoding | None
     lexical: bool
-
-
-class _Encoded(NamedTuple):
-    """Rows and their vectors (m, d), and of the rows that cannot be encoded, why."""
-
-    rows: list[int]
-    vectors: FloatArray
-    unread: dict[int, str]
 
 
 class Catalog:
@@ -116,8 +101,7 @@ class Catalog:
         self._lexical: dict[int, Lexical] = {}
         self._lexical_locks: dict[int, threading.Lock] = {}
         self._opening = threading.Lock()
-        self._remembered: dict[int, Stored] = {}
-        self._read_to: dict[int, int] = {}  # the last row of each pool that was read ahead
+        self._rows = RowMemory(store)
         self._specs: dict[int, TaskSpec] = {}
 
     # -- pools
@@ -193,9 +177,11 @@ class Catalog:
             for folder in self._cache.glob("encoding-*"):
                 if folder.name.removeprefix("encoding-") not in map(str, answering):
                     shutil.rmtree(folder, ignore_errors=True)
-        for held in (self._lexical, self._lexical_locks, self._specs, self._read_to):
-            for number in held.keys() - {row.id for row in rows}:
+        pools = {row.id for row in rows}
+        for held in (self._lexical, self._lexical_locks, self._specs):
+            for number in held.keys() - pools:
                 held.pop(number, None)
+        self._rows.forget_all_but(pools)
 
     # -- demonstrations
 
@@ -258,7 +244,7 @@ class Catalog:
             for stored, admitted in zip(rows, codebook.admitted(conditions, columns, len(rows)), strict=True):
                 if admitted:
                     found.append(stored.demonstration)
-                    size += _of_media(stored.demonstration)
+                    size += characters_of_media(stored.demonstration)
                     if len(found) == limit or size > _LARGE:
                         return found, stored.row
             if not rows:
@@ -270,7 +256,7 @@ class Catalog:
         while True:
             try:
                 for encoding in self._kept(pool):
-                    self._fill(pool, encoding, tell)
+                    fill(self.store, self.worker, encoding, tell)
             except RetrieverChanged:  # while it was filled
                 pool = self.pool_of(pool.row.id)
             else:
@@ -341,7 +327,7 @@ class Catalog:
             near = np.unique(hits.rows[hits.rows >= 0])
             if index is not None and search.compares_vectors:
                 near = near[index.holds(near, segments)]  # words find what a load has not encoded yet
-            stored = self._stored(pool, near.tolist())
+            stored = self._rows.get(pool.row.id, near.tolist())
             answers, short = [], False
             for i, query in enumerate(queries):
                 rows, scores = hits.rows[i].tolist(), hits.scores[i].tolist()
@@ -365,20 +351,6 @@ class Catalog:
             if not short:
                 return answers
             wide *= 4  # copies or rows deleted meanwhile took the places
-
-    def _stored(self, pool: Pool, rows: Sequence[int]) -> dict[int, Stored]:
-        """Demonstrations by row, without those that are gone.
-
-        A row never changes and its number is never used again, so one that an index still holds may be remembered.
-        """
-        found = {row: stored for row in rows if (stored := self._remembered.get(row)) is not None}
-        if len(found) < len(rows):
-            fresh = self.store.get(pool.row.id, [row for row in rows if row not in found])
-            found |= fresh
-            if len(self._remembered) > _REMEMBERED:
-                self._remembered.clear()
-            self._remembered |= {row: s for row, s in fresh.items() if _of_media(s.demonstration) <= _LIGHT}
-        return found
 
     def _hits(
         self,
@@ -430,7 +402,7 @@ class Catalog:
         row = self.store.open_encoding(pool.row.id, retriever, encoder.fingerprint, encoder.dim, weights)
         encoding = self._dense.get(row.id) or self._opened(row, encoder)
         while True:
-            unread = self._fill(pool, encoding, tell)
+            unread = fill(self.store, self.worker, encoding, tell)
             encoding.follow(self.store, self.pool_of(pool.row.id).row.seq)  # so that the first request finds it so
             if self.store.activate(pool.row.id, row.id):
                 break
@@ -453,7 +425,7 @@ class Catalog:
         encoding = self._encoding(pool, pool.row.previous)
         if not self.store.activate(pool.row.id, encoding.row.id):
             missing = self.store.unencoded(pool.row.id, encoding.row.id, 0, 1)
-            for why in self._encoded(encoding, missing).unread.values():
+            for why in encode_stored(self.worker, encoding, missing).unread.values():
                 raise ConflictError(f"pool {pool.row.name!r}: {why}; delete or replace it, and go back")
             raise ConflictError(f"pool {pool.row.name!r}: a load is under way; go back when it has ended")
         return self.pool_of(pool.row.id)
@@ -498,68 +470,4 @@ class Catalog:
         self.prune()
         for encoding in list(self._dense.values()):
             encoding.tend(self.store, threads)
-            self._remember(encoding.row.pool_id)
-
-    def _remember(self, pool_id: int) -> None:
-        """Read a pool's demonstrations before they are asked for, as far as there is room for all pools'."""
-        while len(self._remembered) < _REMEMBERED // 2:
-            rows, behind = self.store.light(pool_id, self._read_to.get(pool_id, 0), _PAGE, _LIGHT)
-            if not behind:
-                break
-            self._remembered |= {stored.row: stored for stored in rows}
-            self._read_to[pool_id] = behind
-
-    def _fill(self, pool: Pool, encoding: Encoding, tell: Tell | None) -> dict[int, str]:
-        """Encode what has no vector under an encoding yet; give the rows that cannot be encoded, and why."""
-        after, found = 0, False
-        unread: dict[int, str] = {}
-        while True:
-            missing = self.store.unencoded(pool.row.id, encoding.row.id, after, _AT_ONCE)
-            if not missing:
-                if not found:
-                    return unread
-                after, found = 0, False  # once more from the beginning, for what came meanwhile
-                continue
-            after = missing[-1].row
-            if fresh := [s for s in missing if s.row not in unread]:
-                rows, vectors, failed = self._encoded(encoding, fresh)
-                self.store.add_vectors(pool.row.id, encoding.row.id, rows, vectors)
-                unread |= failed
-                found = True
-                if tell:
-                    cut = encoding.encoder.tokens_cut([s.demonstration for s in fresh if s.row not in failed])
-                    tell(len(rows), list(failed.values()), sum(n > 0 for n in cut))
-
-    def _encoded(self, encoding: Encoding, stored: Sequence[Stored]) -> _Encoded:
-        """Vectors of demonstrations, without those that cannot be encoded; these are found by halving."""
-        rows, vectors, failed = list[int](), list[FloatArray](), dict[int, Exception]()
-        waiting = [stored]
-        while waiting:
-            some = waiting.pop()
-            try:
-                found = self.worker.encode_demonstrations(encoding.encoder, [s.demonstration for s in some])
-            except Exception as error:  # encoders and what they decode with raise many types
-                if is_out_of_memory(error) or (isinstance(error, UDRError) and not isinstance(error, DataError)):
-                    raise  # it is not the demonstration's fault
-                if len(some) > 1:
-                    waiting += [some[len(some) // 2 :], some[: len(some) // 2]]
-                else:
-                    failed[some[0].row] = error
-            else:
-                rows += [s.row for s in some]
-                vectors.append(found)
-        if strange := next((error for error in failed.values() if not isinstance(error, UDRError)), None):
-            _log.warning("encoding", retriever=encoding.row.retriever, exc_info=strange)  # one is enough
-        unread = {s.row: _why(encoding, s, failed[s.row]) for s in stored if s.row in failed}
-        return _Encoded(rows, np.vstack([np.empty((0, encoding.encoder.dim), np.float32), *vectors]), unread)
-
-
-def _why(encoding: Encoding, stored: Stored, error: Exception) -> str:
-    reason = str(error) if isinstance(error, UDRError) else f"{type(error).__name__}: {error}"
-    what = f"id {stored.demonstration.id!r}: {encoding.row.retriever!r} cannot encode it"
-    return f"{what} ({' '.join(reason.split())})"
-
-
-def _of_media(demonstration: Demonstration) -> int:
-    """Characters of what it shows and plays."""
-    return sum(len(m.uri) for m in demonstration.media)
+            self._rows.read_ahead(encoding.row.pool_id)

@@ -15,6 +15,7 @@ from serving.catalog import Catalog
 from serving.choosing import Search
 from serving.pool_index import Lexical
 from serving.retrievers import Retrievers
+from serving.row_memory import RowMemory
 from serving.sql.jobs import Jobs, Step
 from serving.sql.store import Store
 from udr.fakes import FakeEncoder
@@ -81,17 +82,18 @@ def test_what_goes_away_while_it_is_chosen_is_no_error(
     catalog: Catalog, monkeypatch: pytest.MonkeyPatch, retriever: str, selection: str
 ) -> None:
     """The rows' texts are read, then they are deleted and the index follows, then their vectors are compared."""
-    stored = Catalog._stored
+    get = RowMemory.get
 
-    def delete_then(self: Catalog, pool: Any, rows: Sequence[int]) -> Any:
-        read = stored(self, pool, rows)
-        self.store.delete(pool.row.id, [s.demonstration.id for s in list(read.values())[::2]])
-        encoding = self.rank_by(pool, "").encoding
+    def delete_then(self: RowMemory, pool_id: int, rows: Sequence[int]) -> Any:
+        read = get(self, pool_id, rows)
+        catalog.store.delete(pool_id, [s.demonstration.id for s in list(read.values())[::2]])
+        pool = catalog.pool_of(pool_id)
+        encoding = catalog.rank_by(pool, "").encoding
         assert encoding
-        encoding.follow(self.store, self.pool_of(pool.row.id).row.seq)
+        encoding.follow(catalog.store, pool.row.seq)
         return read
 
-    monkeypatch.setattr(Catalog, "_stored", delete_then)
+    monkeypatch.setattr(RowMemory, "get", delete_then)
     assert len(found(catalog, retriever, k=5, selection=selection, considered=20)) == 5
 
 

@@ -193,7 +193,7 @@ def test_demonstrations_are_read_before_they_are_asked_for(cached: Settings, mon
     fill(cached)
     with opened(cached) as catalog:
         expected = found(catalog)
-        catalog._remembered.clear()
+        catalog._rows._known.clear()
         catalog.tend(0)
         catalog.write(catalog.pool("p"), rows(600, 10))  # and those that come later
         catalog.tend(0)

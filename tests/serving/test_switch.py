@@ -13,7 +13,7 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 
-import serving.catalog
+import serving.filling
 from serving.app import create_app
 from serving.retrievers import PoolEncoder
 from serving.settings import Settings
@@ -182,7 +182,7 @@ def test_a_switch_that_a_restart_interrupts_goes_on(
     both: Settings, client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(client, "tickets")
-    monkeypatch.setattr(serving.catalog, "_AT_ONCE", 4)
+    monkeypatch.setattr(serving.filling, "_AT_ONCE", 4)
     begun = client.put("/v1/pools/tickets/retriever", json={"retriever": "mine"})
     place = f"/v1/jobs/{begun.json()['id']}"
     while client.get(place).json()["done"] < 8:
