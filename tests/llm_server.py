@@ -20,7 +20,7 @@ Answer = tuple[int, Body | bytes, dict[str, str]]
 
 
 class LLMServer:
-    """Answers /v1/models, /tokenize, /v1/completions and /generative_scoring as vLLM does.
+    """Answers /v1/models, /tokenize, /v1/completions and /generative_scoring as vLLM does, or llama.cpp.
 
     `offers` are the ways of scoring it knows; `fault(number, path, body)` may answer request `number` in its place, or
     drop the connection by giving None after `drop()`.
@@ -42,10 +42,16 @@ class LLMServer:
     def answer(self, method: str, path: str, body: Body) -> Answer:
         if path == "/v1/models":
             row = {"id": self.name, "object": "model", "owned_by": "vllm", "max_model_len": self.context_length}
+            if "top_logprobs" in self.offers:
+                meta = {"n_ctx": self.context_length, "ftype": "Q4_K - Medium"}
+                row = {"id": self.name, "object": "model", "owned_by": "llamacpp", "meta": meta}
             return 200, {"data": [row]}, {}
         if body.get("model") != self.name:
             return 404, {"error": {"message": f"The model `{body.get('model')}` does not exist."}}, {}
         if path == "/tokenize" and "tokenize" in self.offers:
+            if "top_logprobs" in self.offers:
+                ids = self.lm.tokenizer(body["content"], add_special_tokens=body.get("add_special", False))["input_ids"]
+                return 200, {"tokens": list(ids)}, {}
             return 200, {"tokens": list(self.lm.tokenizer(body["prompt"])["input_ids"])}, {}
         if path == "/v1/completions":
             return self.complete(body)
@@ -63,11 +69,16 @@ class LLMServer:
     def complete(self, body: Body) -> Answer:
         for feature in ("logprob_token_ids", "prompt_logprobs", "echo"):
             if feature in body and feature not in self.offers:
+                if "top_logprobs" in self.offers:
+                    body.pop(feature)  # llama.cpp passes over what it does not know
+                    continue
                 return 400, {"error": {"message": f"{feature} is not supported"}}, {}
         choices = []
         for index, ids in enumerate(body["prompt"]):
             if len(ids) + body["max_tokens"] > self.context_length:
                 said = f"This model's maximum context length is {self.context_length} tokens."
+                if "top_logprobs" in self.offers:
+                    said = f"request ({len(ids)} tokens) exceeds the available context size, try increasing it"
                 return 400, {"error": {"message": said}}, {}
             choices.append({"index": index, **self.choice(ids, body)})
         return 200, {"choices": choices[::-1]}, {}
@@ -80,6 +91,10 @@ class LLMServer:
         if "logprob_token_ids" in body:
             row = {f"token_id:{t}": float(logs[-1, t]) for t in body["logprob_token_ids"]}
             return {"text": "x", "logprobs": {"top_logprobs": [row]}}
+        if "top_logprobs" in self.offers:
+            best = np.argsort(-logs[-1], kind="stable")[: body.get("logprobs", 0)]
+            rows = [{"id": int(t), "token": "x", "logprob": float(logs[-1, t])} for t in best]
+            return {"text": "x", "logprobs": {"content": [{**rows[0], "top_logprobs": rows}]} if rows else None}
         own = [None] + [float(logs[i, t]) for i, t in enumerate(ids[1:])]
         if "prompt_logprobs" in body:
             rows = [v if v is None else {str(t): {"logprob": v}} for t, v in zip(ids, own, strict=True)]

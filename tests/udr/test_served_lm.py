@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from llm_server import LLMServer, serving
 
+import udr.scoring.endpoint
 import udr.scoring.fleet
 from udr.errors import (
     ConfigError,
@@ -29,6 +30,7 @@ from udr.errors import (
 )
 from udr.scoring.cache import CachedScorer, ScoreCache
 from udr.scoring.causal_lm import CausalLM
+from udr.scoring.endpoint import Read
 from udr.scoring.reads import plan
 from udr.scoring.served_lm import ServedLM, build_served_lm
 
@@ -90,6 +92,7 @@ def ask(lm: Any, requests: list[tuple[str, str]] = REQUESTS) -> Any:
         {"echo"},
         {"generative_scoring"},
         {"generative_scoring", "echo"},
+        {"top_logprobs", "tokenize"},
         ALL,
     ],
 )
@@ -103,6 +106,31 @@ def test_every_way_of_asking_gives_the_numbers_of_the_lm_in_process(
     np.testing.assert_allclose(found.nats, expected.nats, atol=1e-4)
     assert found.tokens.tolist() == expected.tokens.tolist()
     assert found.nats.dtype == np.float32
+
+
+def test_as_many_likely_tokens_are_asked_for_as_it_takes(
+    start: Any, open_lm: Any, make_lm: MakeLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = make_lm("llama")
+    third = own.model.config.vocab_size // 3
+    monkeypatch.setattr(udr.scoring.endpoint, "LIKELIEST", (third, 2 * third, 2**20))
+    server, url = start({"top_logprobs"})
+    lm = open_lm(url)
+    server.asked.clear()
+    np.testing.assert_allclose(ask(lm).nats, ask(own).nats, atol=1e-4)
+    counts = [b["logprobs"] for b in server.reads for _ in b["prompt"]]
+    assert 0 < counts.count(2**20) < counts.count(2 * third) < counts.count(third)
+
+
+def test_llama_cpp_tells_its_context_and_how_its_weights_are_quantised(
+    start: Any, open_lm: Any, make_lm: MakeLM
+) -> None:
+    _, url = start({"top_logprobs", "tokenize"})
+    lm = open_lm(url)
+    assert lm.context_length == 256
+    assert lm.fingerprint.endswith("-served-by-llamacpp-Q4_K-Medium")
+    with pytest.raises(PromptTooLong):
+        lm.reader.endpoints[0].read([Read(tuple([5] * 300), (5,))])
 
 
 def test_options_that_begin_alike_share_a_question_and_long_answers_are_asked_whole(start: Any, open_lm: Any) -> None:
@@ -121,7 +149,7 @@ sequences = st.lists(st.tuples(st.lists(token, min_size=1, max_size=3), st.lists
 
 @given(
     sequences,
-    st.sampled_from([{"logprob_token_ids"}, {"echo"}, {"logprob_token_ids", "prompt_logprobs"}]),
+    st.sampled_from([{"logprob_token_ids"}, {"top_logprobs"}, {"echo"}, {"logprob_token_ids", "prompt_logprobs"}]),
     st.sampled_from([2, 128]),
 )
 def test_a_plan_reads_every_token_after_what_stands_before_it(
@@ -408,7 +436,7 @@ def test_servers_with_other_weights_are_refused(start: Any, open_lm: Any, make_l
 
 def test_a_server_that_offers_no_scoring_is_refused_with_what_is_needed(start: Any, open_lm: Any) -> None:
     _, url = start(set())
-    with pytest.raises(ScorerUnavailable, match="one of logprob_token_ids, prompt_logprobs, echo, generative_scoring"):
+    with pytest.raises(ScorerUnavailable, match="one of logprob_token_ids, prompt_logprobs, echo"):
         open_lm(url)
 
 

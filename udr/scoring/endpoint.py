@@ -1,11 +1,13 @@
 """One LLM server that speaks the OpenAI API: what it offers for scoring, and single attempts at requests.
 
-A server scores in one of four ways, found out by asking:
+A server scores in one of five ways, found out by asking:
 
 - `logprob_token_ids`: log-probabilities of chosen tokens after a prompt (vLLM). The prefix cache stays in use.
 - `prompt_logprobs`: of every token of a prompt (vLLM).
 - `echo`: the same as OpenAI's completions give it with `echo` and `logprobs` (vLLM, SGLang, older servers).
 - `generative_scoring`: the probability of one token after each of many prompts.
+- `top_logprobs`: the likeliest tokens after a prompt with their ids, as many as it takes until those wanted are among
+  them (llama.cpp). Asked for only where there is no other way.
 """
 
 from __future__ import annotations
@@ -21,8 +23,10 @@ from udr.errors import PromptTooLong, ScorerUnavailable
 
 __all__ = ["FEATURES", "Endpoint", "Failure", "Read"]
 
-FEATURES = ("logprob_token_ids", "prompt_logprobs", "echo", "generative_scoring")
+FEATURES = ("logprob_token_ids", "prompt_logprobs", "echo", "generative_scoring", "top_logprobs")
+LIKELIEST = (64, 1024, 16384, 2**20)  # tokens asked for in turn; the last is more than any vocabulary holds
 CONNECTING = 5.0  # seconds
+TOO_LONG = ("context length", "context size", "too long", "max_model_len")  # in what servers say of such prompts
 LEAST = -1e4  # nats; what some servers write where they mean that there is no number
 
 
@@ -87,7 +91,9 @@ class Endpoint:
     def tokenize(self, text: str) -> list[int] | None:
         """The server's own token ids of a text; None where it does not tell them."""
         try:
-            found = self._ask("POST", "/tokenize", {"model": self.model, "prompt": text})
+            # vLLM and SGLang read `prompt`, llama.cpp the other two
+            body = {"model": self.model, "prompt": text, "content": text, "add_special": True}
+            found = self._ask("POST", "/tokenize", body)
         except (ScorerUnavailable, Failure):
             return None
         tokens = found.get("tokens")
@@ -101,9 +107,12 @@ class Endpoint:
             "prompt_logprobs": lambda: self._prompt_logprobs([Read(tuple(ids), (last,), True)]),
             "echo": lambda: self._echo([Read(tuple(ids), (last,), True)]),
             "generative_scoring": lambda: self._generative_scoring([Read(tuple(before), (last,))]),
+            "top_logprobs": lambda: self._top_logprobs([Read(tuple(before), (last,))]),
         }
-        offers = set()
+        offers: set[str] = set()
         for name, way in ways.items():
+            if name == "top_logprobs" and offers:
+                continue
             try:
                 way()
             except (ScorerUnavailable, Failure):
@@ -124,7 +133,8 @@ class Endpoint:
         """
         if reads[0].whole:
             return self._prompt_logprobs(reads) if "prompt_logprobs" in self.offers else self._echo(reads)
-        return self._next(reads) if "logprob_token_ids" in self.offers else self._generative_scoring(reads)
+        ways = {"logprob_token_ids": self._next, "generative_scoring": self._generative_scoring}
+        return next((way for name, way in ways.items() if name in self.offers), self._top_logprobs)(reads)
 
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[str]:
         """What the server writes after each prompt, greedily, up to the first newline."""
@@ -185,6 +195,19 @@ class Endpoint:
             columns.append(column)
         return [list(row) for row in zip(*columns, strict=True)]
 
+    def _top_logprobs(self, reads: Sequence[Read]) -> list[list[float]]:
+        found: list[dict[int, Any]] = [{} for _ in reads]
+        for count in LIKELIEST:
+            short = [i for i, read in enumerate(reads) if any(t not in found[i] for t in read.targets)]
+            if not short:
+                break
+            choices = self._complete([reads[i].ids for i in short], max_tokens=1, logprobs=count)
+            for i, choice in zip(short, choices, strict=True):
+                (position, *_) = (choice.get("logprobs") or {}).get("content") or [{}]
+                rows = position.get("top_logprobs") or []
+                found[i] = {row["id"]: row.get("logprob") for row in rows if isinstance(row.get("id"), int)}
+        return [[self._number(own.get(t)) for t in read.targets] for read, own in zip(reads, found, strict=True)]
+
     def _number(self, value: Any) -> float:
         """A log-probability.
 
@@ -220,7 +243,7 @@ class Endpoint:
             raise Failure(f"{self.url}: {_reason(answer)}", "silent")
         if answer.status_code >= 400:
             reason = _reason(answer)
-            if "context length" in reason or "too long" in reason or "max_model_len" in reason:
+            if any(words in reason for words in TOO_LONG):
                 raise PromptTooLong(f"{self.url}: {reason}")
             raise ScorerUnavailable(f"{self.url}{path}: {reason}")
         try:

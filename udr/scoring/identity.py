@@ -14,7 +14,7 @@ from udr.scoring.reads import plan
 from udr.scoring.tokens import LMTokenizer
 from udr.types import LMScorer
 
-__all__ = ["PROBES", "apart", "check_tokenizer", "check_weights", "probe", "probe_endpoint", "served_model"]
+__all__ = ["PROBES", "apart", "check_tokenizer", "check_weights", "describe", "probe", "probe_endpoint", "served_model"]
 
 # texts whose log-probabilities tell two models apart; any model of words has an opinion on them
 PROBES = (
@@ -45,6 +45,16 @@ def served_model(endpoint: Endpoint, name: str, served_name: str = "") -> dict[s
     raise ConfigError(
         f"{endpoint.url}: serves {ids}, not {wanted}; if that is the same model, say so: lm.served_name=NAME"
     )
+
+
+def describe(model: Mapping[str, Any]) -> tuple[int, str]:
+    """Of an entry of a server's list: how many tokens it reads (0: it does not say), and what kind of server it is.
+
+    llama.cpp also tells how the weights are quantised, which belongs to the kind: scores of two do not mix.
+    """
+    meta = model["meta"] if isinstance(model.get("meta"), dict) else {}
+    words = str(model.get("owned_by") or "server").lower(), *str(meta.get("ftype") or "").split()
+    return int(model.get("max_model_len") or meta.get("n_ctx") or 0), "-".join(w for w in words if w != "-")
 
 
 def check_tokenizer(endpoint: Endpoint, tokens: LMTokenizer, name: str) -> None:

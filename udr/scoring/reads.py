@@ -34,7 +34,7 @@ def plan(starts: Sequence[Sequence[int]], ends: Sequence[Sequence[int]], offers:
     Position by position: continuations that begin alike share a read, and the server's prefix cache serves the context.
     Or each continuation as one whole prompt.
     """
-    single = bool(offers & {"logprob_token_ids", "generative_scoring"})
+    single = bool(offers & {"logprob_token_ids", "generative_scoring", "top_logprobs"})
     whole = bool(offers & {"prompt_logprobs", "echo"})
     of_context: dict[tuple[int, ...], list[int]] = {}
     for i, start in enumerate(starts):

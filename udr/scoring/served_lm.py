@@ -13,7 +13,7 @@ import numpy as np
 from udr.errors import PartlyScored, ScorerUnavailable, UDRError, UDRWarning
 from udr.scoring.endpoint import FEATURES, Endpoint, Failure, Read
 from udr.scoring.fleet import Fleet
-from udr.scoring.identity import PROBES, check_tokenizer, check_weights, probe_endpoint, served_model
+from udr.scoring.identity import PROBES, check_tokenizer, check_weights, describe, probe_endpoint, served_model
 from udr.scoring.model_config import model_fingerprint, read_config
 from udr.scoring.reads import bundles, plan
 from udr.scoring.tokens import LMTokenizer, load_tokenizer
@@ -201,8 +201,9 @@ def build_served_lm(
             except Failure as failure:
                 silent.append(str(failure))
                 continue
-            lengths += [int(model["max_model_len"])] if model.get("max_model_len") else []
-            kinds.add(str(model.get("owned_by") or "server").lower())
+            length, kind = describe(model)
+            lengths += [length] if length else []
+            kinds.add(kind)
             endpoints.append(endpoint)
         if not endpoints:
             raise ScorerUnavailable(f"no LLM server answers ({'; '.join(silent)})")
